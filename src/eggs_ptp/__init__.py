@@ -1,0 +1,1 @@
+"""eggs-ptp: one-shot N:M pruning of Hugging Face causal language models."""

@@ -1,0 +1,227 @@
+"""The verbs in Python: plan, prune, verify, evaluate, load."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eggs_ptp.calibration.documents import read_documents
+from eggs_ptp.calibration.hub import hub_documents
+from eggs_ptp.calibration.windows import Windows, calibration_windows
+from eggs_ptp.checkpoint.card import write_card
+from eggs_ptp.checkpoint.draft import Draft
+from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.checkpoint.verify import Verification, made_from, verify_folder
+from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
+from eggs_ptp.engine.event import Listener, ignore
+from eggs_ptp.engine.plan import Plan, plan_run
+from eggs_ptp.engine.run import BlockResult, Run
+from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.usage import MemoryWatch
+from eggs_ptp.errors import CalibrationError, ModelError
+from eggs_ptp.evaluate.perplexity import Perplexity, Protocol, perplexity
+from eggs_ptp.models.folder import find_folder, read_config
+from eggs_ptp.models.load import Skeleton, load_model, load_skeleton, load_tokenizer
+from eggs_ptp.recipe.recipe import Recipe
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def plan(
+    model: str,
+    recipe: Recipe | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Decide what `prune` would do to every matrix, and estimate its cost; no weight is read.
+
+    Raises:
+        EggsError: the model, the recipe or their combination is not possible; see `engine.plan.plan_run`.
+    """
+    where, kind = _device(device), _dtype(dtype)
+    folder = _folder(model, revision)
+    skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
+    return plan_run(skeleton, Shards(folder, ties=skeleton.ties), _recipe(model, recipe), device=where, dtype=kind)
+
+
+def prune(
+    model: str,
+    output: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    overwrite: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    listener: Listener = ignore,
+) -> RunRecord:
+    """Prune `model` (a folder, a hub name, or `demo`) and write a Hugging Face folder to `output`.
+
+    The folder appears when it is whole; if anything fails, nothing is left behind.
+
+    Raises:
+        EggsError: see the kinds in `eggs_ptp.errors`.
+    """
+    start = time.perf_counter()
+    with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite) as draft:
+        asked = _recipe(model, recipe)
+        folder = _folder(model, revision)
+        skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
+        shards = Shards(folder, ties=skeleton.ties)
+        decided = plan_run(skeleton, shards, asked, device=_device(device), dtype=_dtype(dtype))
+        windows = _windows(skeleton, asked, decided, trust_remote_code) if decided.needs_calibration else None
+        run = Run(
+            decided,
+            skeleton,
+            shards,
+            asked.seed,
+            asked.share == "readers",
+            torch.device(decided.device),
+            _DTYPES[decided.dtype],
+            listener,
+        )
+        orders: dict[str, torch.Tensor] = {}
+        record = RunRecord(
+            source={"model": model, "revision": revision, "model_type": decided.model_type},
+            recipe=asked.to_dict(),
+            recipe_sha256=asked.digest(),
+            calibration=windows.to_dict() if windows else None,
+            device=decided.device,
+            dtype=decided.dtype,
+            output=str(output),
+        )
+
+        def keep(result: BlockResult) -> None:
+            with run.stages.timed("write"):
+                draft.write_block(result.index, result.tensors)
+            orders.update(result.orders)
+            record.matrices.extend(result.records)
+
+        run.blocks(windows, keep)
+        memory.look()
+        record.seconds = time.perf_counter() - start
+        record.stages = run.stages.seconds
+        record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
+        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)))
+    return record
+
+
+def verify(folder: str | Path, against: str | None = None, *, pattern: str | None = None) -> Verification:
+    """Reopen a pruned folder and check it; `against` names the model it was made from.
+
+    Raises:
+        CheckpointError: nothing says what the folder should be.
+        ModelError: one of the two is no model folder.
+    """
+    return verify_folder(Path(folder), _folder(against) if against else None, pattern)
+
+
+def load(
+    model: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer for evaluation; `dtype` "auto" is float32 on the CPU, as stored elsewhere.
+
+    Raises:
+        ModelError: the folder cannot be loaded.
+    """
+    folder, where = _folder(str(model)), _device(device)
+    kind: torch.dtype | str = _dtype(dtype) if dtype != "auto" or where.type == "cpu" else "auto"
+    loaded = load_model(folder, dtype=kind, device=where, trust_remote_code=trust_remote_code)
+    return loaded, load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+
+def evaluate(
+    model: str | Path,
+    text: str | None = None,
+    *,
+    protocol: Protocol | None = None,
+    seqlen: int | None = None,
+    max_windows: int | None = None,
+    text_field: str = "text",
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> Perplexity:
+    """Perplexity of a model on a text (see `evaluate.perplexity`).
+
+    `text` is a local file; without it, the built-in evaluation text for the demo model and what was pruned from
+    it, and WikiText-2's test split from the hub for every other model. `protocol` defaults to `documents` for
+    .jsonl and to `packed` otherwise; `seqlen` to min(2048, the model's context).
+
+    Raises:
+        EggsError: no such model or text, or a text shorter than one window.
+    """
+    folder = _folder(str(model))
+    network, tokenizer = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if text is None:
+        documents = _default_text(folder)
+    else:
+        documents = read_documents(Path(text), field=text_field, tokenizer=tokenizer)
+    chosen: Protocol = protocol or ("documents" if text and text.endswith(".jsonl") else "packed")
+    context = int(network.config.max_position_embeddings)
+    return perplexity(
+        network, tokenizer, documents, protocol=chosen, seqlen=seqlen or min(2048, context), max_windows=max_windows
+    )
+
+
+def _folder(model: str, revision: str | None = None) -> Path:
+    return model_folder() if model == DEMO else find_folder(model, revision)
+
+
+def _recipe(model: str, recipe: Recipe | None) -> Recipe:
+    """The recipe as asked for; the demo model is calibrated on the text that comes with it."""
+    asked = recipe or Recipe()
+    if model != DEMO or asked.calibration.text is not None:
+        return asked
+    return asked.model_copy(update={"calibration": asked.calibration.model_copy(update={"text": DEMO})})
+
+
+def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:
+    tokenizer = load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
+    builtin = builtin_documents("calibration") if recipe.calibration.text == DEMO else None
+    windows = calibration_windows(
+        recipe.calibration,
+        tokenizer,
+        seqlen=decided.seqlen,
+        seed=recipe.seed,
+        vocab_size=skeleton.vocab_size,
+        builtin=builtin,
+    )
+    if windows.tokens.shape[1] > skeleton.context:
+        raise CalibrationError(
+            f"{windows.source}: windows of {windows.tokens.shape[1]} tokens are longer than the model's context "
+            f"of {skeleton.context}"
+        )
+    return windows
+
+
+def _default_text(folder: Path) -> list[str]:
+    if folder == model_folder() or made_from(folder) == DEMO:
+        return builtin_documents("evaluation")
+    return list(hub_documents("Salesforce/wikitext:wikitext-2-raw-v1", whole=True, split="test"))
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"device {device!r} cannot be used here ({reason}); see eggs doctor") from error
+    return found
+
+
+def _dtype(dtype: str) -> torch.dtype:
+    """Read a type name; "auto" is float32, in which statistics and scores are computed anyway."""
+    if dtype == "auto":
+        return torch.float32
+    if dtype not in _DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not known; expected auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]

@@ -1,0 +1,62 @@
+"""The model card of a pruned checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eggs_ptp.checkpoint.record import RunRecord, versions
+
+
+def write_card(record: RunRecord, config: dict[str, Any]) -> str:
+    """Render README.md: what was done, to which matrices, how to load and check it."""
+    patterns = sorted({matrix["pattern"] for matrix in record.matrices})
+    methods = sorted({matrix["method"] for matrix in record.matrices})
+    base = str(record.source["model"])
+    kept = sum(_size(matrix) * matrix["density"] for matrix in record.matrices)
+    weights = sum(_size(matrix) for matrix in record.matrices)
+    errors = [matrix["output_error"] for matrix in record.matrices if matrix["output_error"] is not None]
+    permuted = sum(matrix["permuted"] for matrix in record.matrices)
+    front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if base.count("/") == 1 and not Path(base).is_absolute():
+        front.append(f"base_model: {base}")
+    tags = ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]
+    front += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]
+    lines = [
+        *front,
+        "",
+        f"# {Path(base).name}, pruned to {' and '.join(patterns)}",
+        "",
+        f"One-shot pruning with **{', '.join(methods)}** by eggs-ptp {versions()['eggs-ptp']}. N:M keeps N of every M "
+        "consecutive inputs of a row. The weights are stored dense with zeros, so every tool that loads the base "
+        f"model ({config.get('model_type')}) loads this one; it is neither smaller nor faster until it is packed.",
+        "",
+        "| what | value |",
+        "|---|---|",
+        f"| matrices pruned | {len(record.matrices)} |",
+        f"| weights kept in them | {kept / weights:.4f} of {weights} |",
+        f"| mean relative output error | {f'{sum(errors) / len(errors):.4f}' if errors else 'not measured'} |",
+        f"| calibration | {_calibration(record)} |",
+        f"| recipe sha256 | `{record.recipe_sha256}` |",
+    ]
+    if permuted:
+        lines += [
+            "",
+            f"{permuted} matrices satisfy their pattern in a channel order of their own, kept in "
+            "`eggs/orders.safetensors`: `weight[:, order]` has its groups side by side. The weights here are in their "
+            "original order, so the model computes what it always did, with zeros.",
+        ]
+    lines += ["", "Everything about the run is in `eggs.json`; `eggs verify` checks this folder against it.", ""]
+    return "\n".join(lines)
+
+
+def _size(matrix: dict[str, Any]) -> int:
+    return int(matrix["shape"][0]) * int(matrix["shape"][1])
+
+
+def _calibration(record: RunRecord) -> str:
+    given = record.calibration
+    if given is None:
+        return "none needed"
+    return (
+        f"{given['nsamples']} windows of {given['seqlen']} tokens ({given['sampling']}), {Path(given['source']).name}"
+    )

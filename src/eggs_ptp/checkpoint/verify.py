@@ -1,0 +1,197 @@
+"""Proof after the run: a folder is reopened and checked tensor by tensor."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
+from eggs_ptp.checkpoint.record import FORMAT
+from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
+from eggs_ptp.engine.shards import Shards
+from eggs_ptp.errors import CheckpointError
+from eggs_ptp.models.folder import read_config
+from eggs_ptp.models.table import family_for
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a folder."""
+
+    folder: str
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that failed."""
+        return [check for check in self.checks if not check.ok]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"folder": self.folder, "ok": self.ok, "checks": [check.__dict__ for check in self.checks]}
+
+
+def verify_folder(folder: Path, against: Path | None = None, pattern: str | None = None) -> Verification:
+    """Check every group, the densities, ties, finite values and, with `against`, everything that had to stay.
+
+    A folder without `eggs.json` (made by another tool) can be checked for a `pattern` in its block linears.
+
+    Raises:
+        CheckpointError: no record of what to expect, or a broken one.
+        ModelError: the folder is no model.
+    """
+    config = read_config(folder)
+    shards = Shards(folder)
+    matrices = _expected(folder, config, shards, pattern)
+    orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
+    checks = [*_matrix_checks(shards, matrices, orders), _finite(shards), _ties(config, shards)]
+    if against is not None:
+        source = Shards(against)
+        checks += _unchanged(shards, source, {f"{matrix['name']}.weight": matrix for matrix in matrices})
+    return Verification(str(folder), tuple(checks))
+
+
+def made_from(folder: Path) -> str | None:
+    """Name of the model that a folder of ours was pruned from; None for any other folder."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    return str(_manifest(path)["source"]["model"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {found['format']}, this version reads format {FORMAT}")
+        found["source"]["model"]
+        for matrix in found["matrices"]:
+            _ = [matrix[key] for key in ("name", "pattern", "density", "permuted", "updated")]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a record that this version can read ({error!r})") from error
+    return found
+
+
+def _expected(folder: Path, config: dict[str, Any], shards: Shards, pattern: str | None) -> list[dict[str, Any]]:
+    path = folder / MANIFEST
+    if path.exists():
+        return [{**matrix, "pattern": pattern or matrix["pattern"]} for matrix in _manifest(path)["matrices"]]
+    if pattern is None:
+        raise CheckpointError(f"{folder}: no {MANIFEST} says what to expect; pass --pattern, such as --pattern 2:4")
+    linears = family_for(str(config["model_type"]), str(folder)).linears
+    endings = tuple(f".{linear.path}.weight" for linear in linears)
+    return [
+        {"name": name.removesuffix(".weight"), "pattern": pattern, "density": None, "permuted": False, "updated": True}
+        for name in shards.names
+        if name.endswith(endings)
+    ]
+
+
+def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shards | None) -> Iterator[Check]:
+    for matrix in matrices:
+        name = str(matrix["name"])
+        if f"{name}.weight" not in shards:
+            yield Check(name, False, "recorded as pruned, but the folder does not have it")
+            continue
+        weight = shards.read(f"{name}.weight")
+        if matrix["permuted"]:
+            if orders is None or name not in orders:
+                yield Check(name, False, f"recorded as permuted, but {ORDERS} does not have its order")
+                continue
+            order = orders.read(name).long()
+            if sorted(order.tolist()) != list(range(weight.shape[1])):
+                yield Check(name, False, f"its order in {ORDERS} is not a permutation of {weight.shape[1]} channels")
+                continue
+            weight = weight[:, order]
+        yield _pattern_check(name, weight, parse_pattern(str(matrix["pattern"])), matrix["density"])
+
+
+def _pattern_check(name: str, weight: Tensor, pattern: AnyPattern, density: float | None) -> Check:
+    kept = weight != 0
+    share = float(kept.float().mean(dtype=torch.float64))
+    if isinstance(pattern, Pattern):
+        if weight.shape[1] % pattern.group:
+            return Check(name, False, f"{weight.shape[1]} inputs cannot be cut into groups of {pattern.group}")
+        per_group = kept.view(weight.shape[0], -1, pattern.group).sum(-1)
+        bad = int((per_group > pattern.keep).sum())
+        if bad:
+            return Check(name, False, f"{bad} of {per_group.numel()} groups keep more than {pattern}")
+    limit = pattern.density if density is None else density
+    if share > limit + 1.0 / weight.numel():
+        return Check(name, False, f"{share:.6f} of the weights are non-zero, expected at most {limit:.6f}")
+    return Check(name, True, f"{pattern}, {share:.4f} non-zero")
+
+
+def _finite(shards: Shards) -> Check:
+    bad = [
+        name
+        for name in shards.names
+        if shards.dtype(name).is_floating_point and not torch.isfinite(shards.read(name)).all()
+    ]
+    return Check(
+        "finite values", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(shards.names)} tensors"
+    )
+
+
+def _ties(config: dict[str, Any], shards: Shards) -> Check:
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    if not config.get("tie_word_embeddings", False):
+        return Check("ties", True, "the config ties nothing")
+    if head not in shards or embedding not in shards:
+        return Check("ties", True, "head and embeddings are one tensor")
+    same = _same(shards.read(head), shards.read(embedding))
+    return Check("ties", same, "head and embeddings are equal" if same else f"{head} differs from {embedding}")
+
+
+def _unchanged(shards: Shards, source: Shards, pruned: dict[str, dict[str, Any]]) -> Iterator[Check]:
+    names = set(shards.names) ^ set(source.names)
+    yield Check(
+        "tensor names", not names, f"only in one of the two: {', '.join(sorted(names))}" if names else "the same"
+    )
+    moved, altered = [], []
+    for name in sorted(set(shards.names) & set(source.names)):
+        mine, theirs = shards.read(name), source.read(name)
+        if name not in pruned:
+            if not _same(mine, theirs):
+                moved.append(name)
+        elif mine.dtype != theirs.dtype or mine.shape != theirs.shape or not _may_be(mine, theirs, pruned[name]):
+            altered.append(name)
+    yield Check("unpruned tensors", not moved, f"changed: {', '.join(moved)}" if moved else "identical, bit by bit")
+    yield Check(
+        "kept weights",
+        not altered,
+        f"changed: {', '.join(altered)}" if altered else "as they were, where no step updates",
+    )
+
+
+def _may_be(mine: Tensor, theirs: Tensor, matrix: dict[str, Any]) -> bool:
+    """Every weight is the source's (unless a step updates), or a zero; and a zero that was put there is +0.0."""
+    zero = mine == 0
+    put_there = zero & (theirs != 0)
+    kept = bool(matrix["updated"]) or bool(((mine == theirs) | zero).all())
+    return kept and not bool(torch.signbit(mine[put_there]).any())
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal type, shape and bits (so that NaN equals itself and -0.0 differs from 0.0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return bool(torch.equal(a.contiguous().flatten().view(torch.uint8), b.contiguous().flatten().view(torch.uint8)))

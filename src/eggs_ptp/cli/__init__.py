@@ -1,0 +1,1 @@
+"""The command `eggs`, one file a verb."""

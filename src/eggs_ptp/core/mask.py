@@ -1,0 +1,95 @@
+"""Keep masks: bool, True = keep. Among equal scores the lower index is pruned first, everywhere."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eggs_ptp.core.pattern import AnyPattern, Pattern
+
+# Comparing all pairs costs M(M - 1)/2 passes over a group's columns; past this width sorting is cheaper.
+_WIDEST_PAIRWISE = 16
+
+
+def keep_top(
+    score: Tensor,
+    pattern: AnyPattern,
+    *,
+    group: Literal["row", "layer"] = "row",
+    count: Literal["exact", "original"] = "exact",
+) -> Tensor:
+    """Keep the highest scores: N of every M consecutive columns, or all but the share s of a row or of the matrix.
+
+    `score` is (out, in), higher = keep, and must hold no NaN (a NaN has no place in an order, and only the caller
+    can name the matrix); the mask has its shape. `group` and `count` concern unstructured patterns only:
+    `count="exact"` prunes round(C * s) of every row or round(O * C * s) of the matrix; `count="original"` follows the
+    public code of Wanda and RIA: int(C * s) of every row, or everything up to and including the score at rank
+    int(O * C * s), which is one weight too many.
+
+    Raises:
+        PatternError: the columns cannot be cut into groups of M.
+    """
+    if isinstance(pattern, Pattern):
+        pattern.check_width(score.shape[1], "keep_top")
+        return _keep_of_group(score, pattern)
+    compared = score if group == "row" else score.reshape(1, -1)
+    share = compared.shape[1] * pattern.sparsity
+    if count == "original" and group == "layer":
+        return score > compared.kthvalue(int(share) + 1).values
+    # 9 decimals: 100 * 0.29 is 28.999999999999996 in binary.
+    pruned = int(share) if count == "original" else round(round(share, 9))
+    return ~_lowest(compared, pruned).view_as(score)
+
+
+def satisfies(mask: Tensor, pattern: Pattern) -> bool:
+    """Whether exactly N of every M consecutive columns of each row are True."""
+    return bool((_kept(mask, pattern) == pattern.keep).all())
+
+
+def violations(mask: Tensor, pattern: Pattern) -> int:
+    """Number of groups of M consecutive columns with more than N True.
+
+    Pass `weight != 0` to check stored weights: a kept weight may itself be zero, so fewer than N is no violation.
+    """
+    return int((_kept(mask, pattern) > pattern.keep).sum())
+
+
+def density(mask: Tensor) -> float:
+    """Share of True."""
+    return int(mask.count_nonzero()) / mask.numel()
+
+
+def _kept(mask: Tensor, pattern: Pattern) -> Tensor:
+    pattern.check_width(mask.shape[1], "mask")
+    return mask.view(mask.shape[0], -1, pattern.group).sum(-1)  # (out, groups)
+
+
+def _keep_of_group(score: Tensor, pattern: Pattern) -> Tensor:
+    grouped = score.reshape(score.shape[0], -1, pattern.group)  # (out, groups, M)
+    pruned = pattern.group - pattern.keep
+    if pattern.group > _WIDEST_PAIRWISE:
+        lowest = grouped.argsort(dim=-1, stable=True)[..., :pruned]
+        kept = torch.ones(grouped.shape, dtype=torch.bool, device=score.device)
+        return kept.scatter_(-1, lowest, False).view_as(score)
+    places = grouped.permute(2, 0, 1).contiguous()  # (M, out, groups)
+    beaten = torch.zeros(places.shape, dtype=torch.int8, device=score.device)
+    for k in range(1, pattern.group):
+        for j in range(k):
+            upper = places[k] >= places[j]  # a tie goes to the higher column
+            beaten[k] += upper
+            beaten[j] += ~upper
+    return (beaten >= pruned).permute(1, 2, 0).reshape(score.shape)
+
+
+def _lowest(score: Tensor, pruned: int) -> Tensor:
+    """True at the `pruned` lowest of each row, without sorting: all below the threshold, and the first ties."""
+    if not pruned:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = score.kthvalue(pruned, dim=1, keepdim=True).values
+    lowest = score <= threshold
+    if bool((lowest.sum(1) > pruned).any()):
+        tied = score == threshold
+        surplus = lowest.sum(1, keepdim=True) - pruned
+        allowed = tied.sum(1, keepdim=True) - surplus
+        lowest &= ~tied | (tied.cumsum(1, dtype=torch.int32) <= allowed)
+    return lowest

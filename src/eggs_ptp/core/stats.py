@@ -1,0 +1,105 @@
+"""Exact streaming activation statistics: sums are collected, means are derived when read.
+
+Each product x * x is rounded once in float32, whatever the batch it came in, and the sums over tokens are
+kept in float64; so a statistic does not depend on how the calibration tokens were split into batches beyond
+float64 rounding, far below what float32 can show.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from eggs_ptp.errors import CalibrationError, NumericsError
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What can be read from an activation: the sums it needs and how it is derived from them."""
+
+    side: str  # "input" or "output" of the linears that the activation belongs to
+    sums: tuple[str, ...]
+    derive: Callable[["Moments"], Tensor]
+    formula: str
+
+
+class Moments:
+    """Running sums over the tokens of one activation with `width` channels.
+
+    Only the sums that the `wanted` statistics need are collected.
+    """
+
+    def __init__(self, width: int, wanted: frozenset[str], device: torch.device | str = "cpu") -> None:
+        self.width = width
+        self.tokens = 0
+        needed = {name for statistic in wanted for name in STATISTICS[statistic].sums}
+        self.sums: dict[str, Tensor] = {}
+        for name in sorted(needed):
+            # The Gram matrix stays in float32: its products come from float32 matrix products anyway.
+            shape, dtype = ((width, width), torch.float32) if name == "gram" else ((width,), torch.float64)
+            self.sums[name] = torch.zeros(shape, dtype=dtype, device=device)
+
+    def add(self, activation: Tensor) -> None:
+        """Add a batch: `activation` is (..., width), every leading position a token."""
+        x = activation.detach().reshape(-1, self.width).float()  # (tokens, width)
+        self.tokens += x.shape[0]
+        if "plain" in self.sums:
+            self.sums["plain"] += x.sum(0, dtype=torch.float64)
+        if "square" in self.sums:
+            self.sums["square"] += x.square().sum(0, dtype=torch.float64)
+        if "gram" in self.sums:
+            self.sums["gram"].addmm_(x.T, x)
+
+    def merge(self, other: "Moments") -> None:
+        """Add the sums of another stretch of tokens."""
+        self.tokens += other.tokens
+        for name, value in other.sums.items():
+            self.sums[name] += value
+
+    def read(self, statistic: str, name: str) -> Tensor:
+        """The statistic, in float32.
+
+        Raises:
+            CalibrationError: no token has been seen; `name` says where.
+            NumericsError: the activation held NaN or infinity; names the channel count.
+        """
+        if not self.tokens:
+            raise CalibrationError(f"{name}: no calibration token reached this matrix, so it has no {statistic}")
+        value = STATISTICS[statistic].derive(self).float()
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise NumericsError(
+                f"{name}: {bad} of {value.numel()} entries of {statistic} are NaN or infinite, so the activations "
+                "overflowed or the model is broken; try --dtype float32, or check the checkpoint"
+            )
+        return value
+
+
+def _norm(moments: Moments) -> Tensor:
+    return (moments.sums["square"] / moments.tokens).sqrt()
+
+
+def _mean(moments: Moments) -> Tensor:
+    return moments.sums["plain"] / moments.tokens
+
+
+def _variance(moments: Moments) -> Tensor:
+    return (moments.sums["square"] / moments.tokens - _mean(moments).square()).clamp_min(0.0)
+
+
+def _gram(moments: Moments) -> Tensor:
+    return moments.sums["gram"] / moments.tokens
+
+
+STATISTICS: Mapping[str, Statistic] = MappingProxyType(
+    {
+        "input_norm": Statistic("input", ("square",), _norm, "n_j = ||X_j||_2 / sqrt(tokens), shape (in,)"),
+        "input_mean": Statistic("input", ("plain",), _mean, "sum over tokens of x_j / tokens, shape (in,)"),
+        "input_var": Statistic(
+            "input", ("plain", "square"), _variance, "mean of x_j^2 minus squared mean, over all tokens, shape (in,)"
+        ),
+        "gram": Statistic("input", ("gram",), _gram, "X^T X / tokens, shape (in, in)"),
+    }
+)

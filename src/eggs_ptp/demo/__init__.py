@@ -1,0 +1,1 @@
+"""The built-in model and the text it reads from the running Python."""

@@ -1,0 +1,1 @@
+"""One block after another: observe, prune, run again."""

@@ -1,0 +1,176 @@
+"""The loop: each block is observed unpruned, pruned, and run again for the next one."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from eggs_ptp.calibration.windows import Windows
+from eggs_ptp.core.mask import density
+from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.event import Event, Listener
+from eggs_ptp.engine.observe import Observation, Want, observe
+from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, matrices_by_activation
+from eggs_ptp.engine.resident import resident
+from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.usage import Stages
+from eggs_ptp.errors import NumericsError
+from eggs_ptp.method.apply import Job, Pruned, prune_readers
+from eggs_ptp.models.load import Skeleton
+
+
+@dataclass
+class BlockResult:
+    """One pruned block: every tensor of it in its stored type, the orders of permuted matrices, the records."""
+
+    index: int
+    tensors: dict[str, Tensor]
+    orders: dict[str, Tensor]
+    records: list[dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """Everything a run holds on to between blocks."""
+
+    plan: Plan
+    skeleton: Skeleton
+    shards: Shards
+    seed: int
+    share_order: bool
+    device: torch.device
+    dtype: torch.dtype
+    listener: Listener
+    batch_tokens: int = BATCH_TOKENS
+    stages: Stages = field(default_factory=Stages)
+
+    def blocks(self, windows: Windows | None, keep: Callable[[BlockResult], None]) -> None:
+        """Prune block after block; `keep` receives each one as soon as it is finished."""
+        hidden: Tensor | None = None
+        kwargs: list[dict[str, Any]] = [{} for _ in self.skeleton.blocks]
+        if windows is not None:
+            self._tell("stage", 0, "embedding")
+            batch = self._batch(windows.tokens)
+            with self.stages.timed("embedding"):
+                hidden, kwargs = capture(self.skeleton, self.shards, windows.tokens, self.dtype, self.device, batch)
+        for index, block in enumerate(self.skeleton.blocks):
+            keep(self._block(index, block, hidden, kwargs[index]))
+            self._tell("block", index + 1)
+
+    def _block(self, index: int, block: nn.Module, hidden: Tensor | None, kwargs: Mapping[str, Any]) -> BlockResult:
+        name = self.skeleton.block_name(index)
+        result = BlockResult(index, {}, {}, [])
+        groups = matrices_by_activation(self.plan.of_block(index))
+        with ExitStack() as stack:
+            seen: dict[str, Observation] = {}
+            if hidden is not None:
+                with self.stages.timed("read"):
+                    stack.enter_context(resident(block, name, self.shards, self.dtype, self.device))
+                self._tell("stage", index, "observe")
+                with self.stages.timed("observe"):
+                    seen = observe(block, hidden, kwargs, _wants(groups), self._batch(hidden))
+            self._tell("stage", index, "prune")
+            for reads, matrices in groups.items():
+                self._prune_group(block, matrices, seen.get(reads), result)
+            with self.stages.timed("read"):
+                stored = [tensor for tensor in self.shards.names if tensor.startswith(f"{name}.")]
+                result.tensors.update({t: self.shards.read(t) for t in stored if t not in result.tensors})
+            if hidden is not None and index + 1 < len(self.skeleton.blocks):
+                self._tell("stage", index, "propagate")
+                with self.stages.timed("propagate"):
+                    self._propagate(block, hidden, kwargs, name)
+        return result
+
+    def _prune_group(
+        self, block: nn.Module, matrices: list[MatrixPlan], seen: Observation | None, result: BlockResult
+    ) -> None:
+        start = time.perf_counter()
+        jobs = []
+        for matrix in matrices:
+            assert matrix.resolved is not None  # noqa: S101 - groups hold only matrices that will be pruned
+            weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
+            jobs.append(Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method))
+        first = matrices[0].name
+
+        def statistic(wanted: str) -> Tensor:
+            assert seen is not None  # noqa: S101 - a plan with statistics has calibration
+            return seen.moments.read(wanted, first)
+
+        pruned = prune_readers(jobs, statistic, seed=self.seed, share_order=self.share_order)
+        share = (time.perf_counter() - start) / len(jobs)
+        for matrix, job in zip(matrices, jobs, strict=True):
+            self._keep(block, matrix, job, pruned[job.name], seen, share, result)
+
+    def _keep(
+        self,
+        block: nn.Module,
+        matrix: MatrixPlan,
+        job: Job,
+        pruned: Pruned,
+        seen: Observation | None,
+        seconds: float,
+        result: BlockResult,
+    ) -> None:
+        tensor = f"{matrix.name}.weight"
+        stored = pruned.weight.to(self.shards.dtype(tensor))  # the one cast
+        error = None
+        if seen is not None:  # the block is in memory, and will run again
+            # Replaced, never written to: what is there now may be the mapped file itself.
+            linear = cast(nn.Linear, block.get_submodule(matrix.path))
+            linear.weight = nn.Parameter(stored.to(self.dtype), requires_grad=False)
+            with self.stages.timed("error"):
+                error = _output_error(seen.sample, job.weight, stored.float())
+        for slot, spent in pruned.seconds.items():
+            self.stages.add(slot, spent)
+        result.tensors[tensor] = stored.cpu()
+        if pruned.order is not None:
+            result.orders[matrix.name] = pruned.order.to("cpu", torch.int32)
+        record = {
+            "name": matrix.name,
+            "shape": [matrix.rows, matrix.columns],
+            "pattern": str(job.pattern),
+            "method": job.method.method.name,
+            "density": density(pruned.mask),
+            "permuted": pruned.order is not None,
+            "updated": "update" in job.method.steps,
+            "output_error": error,
+            "seconds": seconds,
+            **pruned.facts,
+        }
+        result.records.append(record)
+        self.listener(Event("matrix", matrix.block, self.plan.blocks, "prune", record))
+
+    def _propagate(self, block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], name: str) -> None:
+        with torch.inference_mode():
+            for part in hidden.split(self._batch(hidden)):
+                output = block(part, **kwargs)
+                part.copy_(output[0] if isinstance(output, tuple) else output)
+        if not torch.isfinite(hidden).all():
+            raise NumericsError(
+                f"{name}: its outputs hold NaN or infinity after pruning; try --dtype float32, or check the checkpoint"
+            )
+
+    def _batch(self, windows: Tensor) -> int:
+        return max(1, self.batch_tokens // int(windows.shape[1]))
+
+    def _tell(self, kind: str, block: int, stage: str = "") -> None:
+        self.listener(Event(kind, block, self.plan.blocks, stage))
+
+
+def _wants(groups: Mapping[str, list[MatrixPlan]]) -> dict[str, Want]:
+    wants = {}
+    for reads, matrices in groups.items():
+        asked = [matrix.resolved.method.statistics for matrix in matrices if matrix.resolved]
+        wants[reads] = Want(matrices[0].path, matrices[0].columns, frozenset[str]().union(*asked))
+    return wants
+
+
+def _output_error(sample: Tensor, dense: Tensor, pruned: Tensor) -> float:
+    """||X (W - W')^T||^2 / ||X W^T||^2 over the sampled tokens; 0 where both vanish."""
+    lost = (sample @ (dense - pruned).T).square().sum(dtype=torch.float64)
+    whole = (sample @ dense.T).square().sum(dtype=torch.float64)
+    return float(lost / whole) if whole > 0 else 0.0

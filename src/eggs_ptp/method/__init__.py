@@ -1,0 +1,1 @@
+"""Methods as rows of steps, and what applies them to a matrix."""

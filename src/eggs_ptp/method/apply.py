@@ -1,0 +1,160 @@
+"""A method applied to the matrices that read one activation."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eggs_ptp.core.mask import satisfies
+from eggs_ptp.core.noted import Fact, Noted
+from eggs_ptp.core.order import check, invert
+from eggs_ptp.core.pattern import AnyPattern, Pattern
+from eggs_ptp.core.seed import generator_for
+from eggs_ptp.core.stats import STATISTICS
+from eggs_ptp.errors import MethodError, NumericsError
+from eggs_ptp.method.method import BoundMethod
+
+
+@dataclass(frozen=True)
+class Job:
+    """One matrix to prune: `weight` (out, in) in float32, and what to do to it."""
+
+    name: str
+    weight: Tensor
+    pattern: AnyPattern
+    method: BoundMethod
+
+
+@dataclass
+class Pruned:
+    """The result for one matrix, in the original column order.
+
+    `order` is the channel order in which the mask satisfies the pattern (None: the original one).
+    """
+
+    weight: Tensor
+    mask: Tensor
+    order: Tensor | None
+    facts: dict[str, Fact] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def prune_readers(
+    jobs: Sequence[Job], statistic: Callable[[str], Tensor], *, seed: int, share_order: bool = True
+) -> dict[str, Pruned]:
+    """Prune the matrices that read one activation.
+
+    With `share_order`, those with the same permute step and pattern get one channel order, found from their
+    scores stacked along the rows; otherwise each gets its own. `statistic(name)` gives an activation statistic.
+
+    Raises:
+        NumericsError: weights or scores that are not finite; names the matrix.
+        MethodError: a step returned something that does not fit the pattern.
+    """
+    works = [_Work(job, statistic, seed) for job in jobs]
+    for work in works:
+        work.score()
+    for members in _sharing(works, share_order):
+        _permute(members)
+    return {work.job.name: work.finish() for work in works}
+
+
+class _Work:
+    """One job on its way through the slots. After `permute`, data is read in the permuted column order."""
+
+    def __init__(self, job: Job, statistic: Callable[[str], Tensor], seed: int) -> None:
+        if not torch.isfinite(job.weight).all():
+            raise NumericsError(f"{job.name}: the weight holds NaN or infinity; check the checkpoint")
+        self.job = job
+        self.steps = job.method.steps
+        self.order: Tensor | None = None
+        self.facts: dict[str, Fact] = {}
+        self.seconds: dict[str, float] = {}
+        self._statistic = statistic
+        self._seed = seed
+        self._data: dict[str, Any] = {"weight": job.weight, "pattern": job.pattern}
+
+    def score(self) -> None:
+        if "score" in self.steps:
+            score = self.run("score")
+            if not torch.isfinite(score).all():
+                raise NumericsError(f"{self.job.name}: its {self.steps['score'].name} scores hold NaN or infinity")
+            self._data["score"] = score
+
+    def run(self, slot: str) -> Any:
+        with _timed(self.seconds, slot):
+            result = self.steps[slot](self.read)
+        if isinstance(result, Noted):
+            self.facts.update(result.facts)
+            return result.value
+        return result
+
+    def read(self, name: str) -> Any:
+        if name in self._data:
+            return self._data[name]
+        if name == "generator":
+            return generator_for(self._seed, self.job.name, self.job.weight.device)
+        if name in STATISTICS:
+            value = self._statistic(name)
+            return value if self.order is None else _reordered(value, self.order)
+        if name == "mask":
+            return None  # no select step: an update step that finds its own mask
+        raise MethodError(f"{self.job.name}: a step asks for {name}, which no step before it gives")
+
+    def reorder(self, order: Tensor) -> None:
+        check(order, self.job.weight.shape[1], self.job.name)
+        self.order = order
+        self._data["score"] = self._data["score"][:, order]
+        self._data["weight"] = self._data["weight"][:, order]
+
+    def finish(self) -> Pruned:
+        for slot in ("select", "refine"):
+            if slot in self.steps:
+                self._data["mask"] = self.run(slot)
+        weight, mask = self._data["weight"], self.read("mask")
+        if "update" in self.steps:
+            weight, mask = self.run("update")
+        pattern = self.job.pattern
+        if isinstance(pattern, Pattern) and not satisfies(mask, pattern):
+            raise MethodError(f"{self.job.name}: the mask of method {self.job.method.method.name!r} is not {pattern}")
+        weight = torch.where(mask, weight, 0.0)
+        if not torch.isfinite(weight).all():
+            raise NumericsError(f"{self.job.name}: the updated weight holds NaN or infinity")
+        if self.order is not None:
+            back = invert(self.order)
+            weight, mask = weight[:, back], mask[:, back]
+        return Pruned(weight, mask, self.order, self.facts, self.seconds)
+
+
+def _sharing(works: Sequence[_Work], share_order: bool) -> Iterator[list[_Work]]:
+    groups: dict[Any, list[_Work]] = {}
+    for index, work in enumerate(works):
+        if step := work.steps.get("permute"):
+            key = (step.name, repr(sorted(step.options.items())), work.job.pattern) if share_order else index
+            groups.setdefault(key, []).append(work)
+    yield from groups.values()
+
+
+def _permute(members: Sequence[_Work]) -> None:
+    first = members[0]
+    stacked = torch.cat([work.read("score") for work in members]) if len(members) > 1 else first.read("score")
+    data = {"score": stacked, "pattern": first.job.pattern}
+    with _timed(first.seconds, "permute"):
+        order = first.steps["permute"](data.__getitem__)
+    for work in members:
+        work.reorder(order)
+
+
+def _reordered(value: Tensor, order: Tensor) -> Tensor:
+    return value[order] if value.dim() == 1 else value[order][:, order]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], slot: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[slot] = seconds.get(slot, 0.0) + time.perf_counter() - start

@@ -1,0 +1,75 @@
+"""A model's folder: found locally or on the hub, and refused early when it cannot be pruned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eggs_ptp.errors import ModelError
+
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*")
+
+
+def find_folder(model: str, revision: str | None = None) -> Path:
+    """Return the local folder of `model`: a path, or a hub name that is fetched (or already cached).
+
+    Raises:
+        ModelError: neither a folder nor a hub name that can be reached.
+    """
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise ModelError(f"{model}: expected a model folder with config.json and safetensors, found a file")
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise ModelError(f"{model}: no such folder, and not a hub name such as Qwen/Qwen3-0.6B")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(_FETCHED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{model}: no such folder, and the hub does not give it ({type(error).__name__}: {reason}); "
+            "pass a local folder, check the name, or check the network and HF_HUB_OFFLINE"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` as plain data and refuse folders that hold no dense safetensors model.
+
+    Raises:
+        ModelError: adapter folder, no or broken config, pickled weights only, no weights, quantised weights.
+    """
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(
+            f"{folder}: this is an adapter (adapter_config.json), not a model; merge it into its model first "
+            "(peft: merge_and_unload, then save_pretrained) and prune the merged folder"
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: expected a Hugging Face model folder, but it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{path}: expected an object with the key model_type")
+    if not any(folder.glob("*.safetensors")):
+        found = [name for name in _PICKLED if (folder / name).exists()] or sorted(
+            file.name for file in folder.glob("*.bin")
+        )
+        if found:
+            raise ModelError(
+                f"{folder}: only pickled weights ({found[0]}), which can run code when loaded; convert them to "
+                "safetensors in a trusted place (load with transformers, then save_pretrained) and prune that folder"
+            )
+        raise ModelError(f"{folder}: config.json is there, but no *.safetensors weights")
+    if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise ModelError(
+            f"{folder}: already quantised ({kind}); prune the original half- or single-precision model "
+            "and quantise the result"
+        )
+    return config

@@ -1,0 +1,1 @@
+"""Channel orders found from the scores of all readers of an activation."""

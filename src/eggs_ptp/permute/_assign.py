@@ -1,0 +1,80 @@
+"""Linear-assignment refinement of a dealt channel order."""
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from eggs_ptp.core.pattern import Pattern
+
+_AT_ONCE = 2**18  # numbers that stay in a cache while every candidate passes over them
+
+
+def refine(score: Tensor, order: Tensor, pattern: Pattern, blocks: int) -> Tensor:
+    """Reassign the channels of one place of every group at a time, so that the retained score never falls.
+
+    For place p, group g with the channel that group h has there retains sum_i b_ig + max(0, S_ih - u_ig), where u_ig is
+    the N-th largest of the group's other M - 1 scores in row i and b_ig the sum of the N largest. As
+    max(0, a - b) = max(a, b) - b, all but V[g, h] = sum_i max(S_ih, u_ig) is the same for every assignment, so V decides
+    alone; nothing is sorted. The assignment of V is exact.
+
+    `score` (out, in), `order` (in,), `blocks` consecutive blocks of groups done separately; a new order.
+
+    Source: RIA, ICLR 2024 (OpenReview Tr0lPx9woF), linear sum assignment, one pass.
+    """
+    channels = score.float().T.contiguous()  # (in, out)
+    refined = [
+        _refine_block(channels, part.clone(), pattern.keep)
+        for part in order.view(-1, pattern.group).tensor_split(blocks)
+        if len(part)
+    ]
+    return torch.cat(refined).reshape(-1)
+
+
+def _refine_block(channels: Tensor, order: Tensor, keep: int) -> Tensor:
+    places = [channels[order[:, place]] for place in range(order.shape[1])]  # M of (groups, out)
+    for place, candidate in enumerate(places):
+        rival = _nth_largest(places[:place] + places[place + 1 :], keep)
+        # Beyond every rival a score's height is the same for all groups: without it, channels that are kept everywhere
+        # (or nowhere) tie exactly, and outliers do not drown the rest in rounding.
+        bounded = candidate.clamp(rival.amin(0), rival.amax(0))
+        chosen = _best_assignment(rival, bounded)
+        # V is rounded: move nothing for a difference that is not there in the exact terms.
+        if _gain(rival, bounded[chosen]) > _gain(rival, bounded):
+            places[place] = candidate[chosen]
+            order[:, place] = order[chosen, place]
+    return order
+
+
+def _best_assignment(rival: Tensor, candidate: Tensor) -> Tensor:
+    groups = len(rival)
+    value = torch.zeros(groups, groups, dtype=torch.float64, device=rival.device)
+    step = max(1, _AT_ONCE // groups)
+    for start in range(0, rival.shape[1], step):
+        u, s = rival[:, start : start + step].contiguous(), candidate[:, start : start + step]
+        higher = torch.empty_like(u)
+        for h in range(groups):
+            value[:, h] += torch.maximum(u, s[h], out=higher).sum(1)
+    # A constant taken from a row or column changes no choice, and zeros to start from make the solver 3 to 4x faster.
+    cost = value.amax(1, keepdim=True) - value
+    cost -= cost.amin(0, keepdim=True)
+    _, chosen = linear_sum_assignment(cost.cpu().numpy())
+    return torch.from_numpy(chosen.astype(np.int64)).to(rival.device)
+
+
+def _gain(rival: Tensor, candidate: Tensor) -> float:
+    return float((candidate - rival).clamp_min_(0.0).sum(dtype=torch.float64))
+
+
+def _nth_largest(values: list[Tensor], n: int) -> Tensor:
+    """Elementwise n-th largest of equally shaped tensors."""
+    largest = n <= len(values) + 1 - n  # count from the nearer end
+    rank = n if largest else len(values) + 1 - n
+    nearer, farther = (torch.maximum, torch.minimum) if largest else (torch.minimum, torch.maximum)
+    chain: list[Tensor] = []  # the `rank` most extreme so far, outermost first
+    for value in values:
+        for i, held in enumerate(chain):
+            chain[i], value = nearer(held, value), farther(held, value)
+        if len(chain) < rank:
+            chain.append(value)
+    return chain[-1]

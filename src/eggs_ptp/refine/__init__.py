@@ -1,0 +1,1 @@
+"""Masks changed after selection."""

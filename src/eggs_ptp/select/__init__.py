@@ -1,0 +1,1 @@
+"""Masks chosen from scores."""

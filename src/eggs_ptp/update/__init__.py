@@ -1,0 +1,1 @@
+"""Weights changed to make up for what was pruned."""

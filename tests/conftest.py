@@ -1,0 +1,44 @@
+"""Fixtures that many rooms share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from tiny import tiny_model
+
+SHARED = Path(os.environ.get("EGGS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny("qwen2", tie=True)`: the folder of a tiny random model, made once a session."""
+    made: dict[str, Path] = {}
+
+    def folder(model_type: str = "llama", **changes: object) -> Path:
+        key = repr((model_type, sorted(changes.items(), key=str)))
+        if key not in made:
+            made[key] = tiny_model(tmp_path_factory.mktemp(model_type) / "model", model_type, **changes)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration text of about 12 000 bytes."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    lines = [f"Line {i} says that {i * i} is the square of {i}, and {i % 7} the rest by seven." for i in range(170)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the reference material is not at {SHARED} (set EGGS_SHARED)")
+    return SHARED

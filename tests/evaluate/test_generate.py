@@ -1,0 +1,79 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eggs_ptp.errors import CalibrationError
+from eggs_ptp.evaluate.generate import sample_text
+
+
+class Letters:
+    pad_token_id, eos_token_id = None, 2
+
+    def __call__(self, text, verbose):
+        return {"input_ids": [ord(letter) - 97 for letter in text]}
+
+    def decode(self, ids, skip_special_tokens):
+        assert skip_special_tokens
+        return "".join(chr(97 + int(i)) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=26,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def greedy(model, text, tokens):
+    ids = [ord(letter) - 97 for letter in text]
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return "".join(chr(97 + i) for i in ids)
+
+
+def test_temperature_zero_takes_the_likeliest_token(model):
+    assert sample_text(model, Letters(), "abc", tokens=12, temperature=0.0) == greedy(model, "abc", 12)
+
+
+def test_the_seed_decides_and_the_global_state_stays(model):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    texts = [sample_text(model, Letters(), "abc", tokens=20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("abc")
+    assert len(texts[0]) == 23
+
+
+def test_the_checkpoints_own_sampling_settings_do_not_interfere(model):
+    plain = sample_text(model, Letters(), "abc", tokens=20, temperature=1.0)
+    kept = model.generation_config
+    try:
+        model.generation_config = type(kept)(**{**kept.to_dict(), "do_sample": True, "top_k": 1, "top_p": 0.1})
+        assert sample_text(model, Letters(), "abc", tokens=20, temperature=1.0) == plain
+    finally:
+        model.generation_config = kept
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        ("abc", {"temperature": -1.0}, "temperature -1 is negative"),
+        ("abc", {"tokens": 62}, "3 prompt tokens and 62 new ones exceed the model's context of 64"),
+    ],
+)
+def test_refuses_what_cannot_be(model, prompt, options, message):
+    with pytest.raises(CalibrationError, match=message):
+        sample_text(model, Letters(), prompt, **options)

@@ -1,0 +1,217 @@
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from golden import GOLDEN, needs_golden
+
+from eggs_ptp.errors import CalibrationError, NumericsError
+from eggs_ptp.evaluate.perplexity import perplexity, sequence_losses
+
+
+class Bigram(torch.nn.Module):
+    """A model whose next-token logits are a row of a table."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, table, context=None):
+        super().__init__()
+        self.table = table
+        self.config = SimpleNamespace(max_position_embeddings=context)
+        self.shapes = []
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        assert use_cache is False
+        assert not self.training
+        self.shapes.append(tuple(input_ids.shape))
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+class Letters:
+    """A token a character: a = 3, b = 4, ...; a blank line is two tokens; 1 begins and 2 ends."""
+
+    def __init__(self, begin=1, end=2):
+        self.bos_token_id, self.eos_token_id = begin, end
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        if isinstance(text, list):
+            return {"input_ids": [self(one, add_special_tokens)["input_ids"] for one in text]}
+        begin = [self.bos_token_id] if add_special_tokens and self.bos_token_id is not None else []
+        return {"input_ids": begin + [0 if letter == "\n" else ord(letter) - 94 for letter in text]}
+
+
+@pytest.fixture
+def bigram():
+    return Bigram(torch.randn(30, 30, generator=torch.Generator().manual_seed(1)), context=64)
+
+
+def oracle(table, ids):
+    """The loss of one sequence, a term at a time in float64."""
+    total = 0.0
+    for now, after in itertools.pairwise(ids):
+        row = table[now].double()
+        total += math.log(sum(math.exp(float(x)) for x in row)) - float(row[after])
+    return total
+
+
+@needs_golden
+def test_packed_equals_the_original_protocol():
+    file = np.load(GOLDEN / "eval/bigram_ppl.npz")
+    ids = file["token_ids"][0].tolist()
+    got = perplexity(
+        Bigram(torch.from_numpy(file["logit_table"])),
+        lambda text, verbose: {"input_ids": ids},
+        ["any"],
+        protocol="packed",
+        seqlen=int(file["seqlen"]),
+    )
+    assert got.value == pytest.approx(float(file["perplexity"]), rel=1e-5)
+    assert (got.windows, got.tokens) == (9, 9 * 31)
+
+
+def test_packed_joins_with_a_blank_line_tokenises_once_and_drops_the_tail(bigram):
+    ids = Letters()("abcde\n\nfghij\n\nkl")["input_ids"]
+    windows = [ids[0:4], ids[4:8], ids[8:12], ids[12:16]]
+    losses = [oracle(bigram.table, window) / 3 for window in windows]
+    got = perplexity(bigram, Letters(), ["abcde", "fghij", "kl"], protocol="packed", seqlen=4)
+    assert got.value == pytest.approx(math.exp(sum(losses) / 4), rel=1e-6)
+    assert (got.windows, got.tokens, got.truncated, got.seqlen) == (4, 12, 0, 4)
+    assert got.standard_error == pytest.approx(np.std(losses, ddof=1) / math.sqrt(4), rel=1e-6)
+    first = perplexity(bigram, Letters(), ["abcde", "fghij", "kl"], protocol="packed", seqlen=4, max_windows=1)
+    assert first.value == pytest.approx(math.exp(losses[0]), rel=1e-6)
+    assert first.standard_error is None
+
+
+def test_documents_stand_alone_between_begin_and_end_and_weigh_by_tokens(bigram):
+    documents = ["abcdefg", "h", "kj"]
+    sequences = [[1, *Letters()(text, add_special_tokens=False)["input_ids"], 2] for text in documents]
+    total = sum(oracle(bigram.table, ids) for ids in sequences)
+    got = perplexity(bigram, Letters(), documents, protocol="documents")
+    assert got.nll == pytest.approx(total / (8 + 2 + 3), rel=1e-6)
+    assert (got.windows, got.tokens, got.truncated, got.seqlen) == (3, 13, 0, 64)
+
+
+def test_documents_are_cut_at_seqlen_and_counted(bigram):
+    got = perplexity(bigram, Letters(), ["abcdefg", "h"], protocol="documents", seqlen=4)
+    assert (got.truncated, got.tokens) == (1, 3 + 2)
+    total = oracle(bigram.table, [1, 3, 4, 5]) + oracle(bigram.table, [1, 10, 2])
+    assert got.nll == pytest.approx(total / 5, rel=1e-6)
+
+
+def test_documents_without_begin_and_end_tokens_drop_what_has_no_target(bigram):
+    got = perplexity(bigram, Letters(None, None), ["abc", "d", ""], protocol="documents")
+    assert (got.windows, got.tokens) == (1, 2)
+    assert got.nll == pytest.approx(oracle(bigram.table, [3, 4, 5]) / 2, rel=1e-6)
+
+
+def test_max_windows_takes_the_first_documents(bigram):
+    assert (
+        perplexity(bigram, Letters(), ["abc", "de", "f"], protocol="documents", max_windows=2).nll
+        == perplexity(bigram, Letters(), ["abc", "de"], protocol="documents").nll
+    )
+
+
+def test_batching_changes_nothing_with_attention(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=30,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    model = LlamaForCausalLM(config)
+    sequences = [torch.randint(0, 30, (n,)) for n in (9, 30, 2, 17, 17, 5)]
+    alone = sequence_losses(model, sequences, batch_tokens=1)
+    together = sequence_losses(model, sequences, batch_tokens=4096)
+    torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-6)
+    assert model.training
+
+
+def test_batches_hold_like_lengths_and_stay_in_their_budget(bigram):
+    sequences = [torch.arange(n) for n in (9, 3, 8, 3, 4, 20)]
+    done = []
+    sequence_losses(bigram, sequences, batch_tokens=16, progress=lambda now, of: done.append((now, of)))
+    assert bigram.shapes == [(3, 4), (1, 8), (1, 9), (1, 20)]
+    assert done == [(3, 6), (4, 6), (5, 6), (6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "packed", "seqlen": 65}, "seqlen 65 is longer than the model's context of 64"),
+        ({"protocol": "packed", "seqlen": 1}, "seqlen 1 leaves nothing to predict"),
+        ({"protocol": "packed", "seqlen": 50}, "50"),
+    ],
+)
+def test_refuses_windows_that_cannot_be(bigram, options, message):
+    with pytest.raises(CalibrationError, match=message):
+        perplexity(bigram, Letters(), ["abcdef"], **options)
+
+
+def test_refuses_documents_with_nothing_to_predict(bigram):
+    with pytest.raises(CalibrationError, match="no document with a token to predict among the 0 given"):
+        perplexity(bigram, Letters(), [], protocol="documents")
+
+
+def test_names_the_window_whose_loss_is_not_finite(bigram):
+    bigram.table[7] = math.nan
+    with pytest.raises(NumericsError, match=r"1 of 3 windows \(the first is number 1\)"):
+        perplexity(bigram, Letters(), ["abc", "ef", "bca"], protocol="documents")
+
+
+def test_defaults_to_the_context_up_to_2048():
+    text = ["ab" * 1100]
+    table = torch.zeros(30, 30)
+    assert perplexity(Bigram(table, 128), Letters(), text, protocol="packed").seqlen == 128
+    wide = perplexity(Bigram(table, 9999), Letters(), text, protocol="packed")
+    assert (wide.seqlen, wide.value) == (2048, pytest.approx(30.0, rel=1e-6))
+    assert json.loads(json.dumps(wide.to_dict()))["windows"] == 1
+
+
+@pytest.fixture(scope="module")
+def stories(shared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "data/models/tinystories-656k"
+    lines = (shared / "data/tinystories/valid_stories.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), texts
+
+
+def test_reproduces_the_stories_one_by_one(stories):
+    got = perplexity(*stories, protocol="documents")
+    assert got.value == pytest.approx(22.828, abs=5e-4)
+    assert (got.windows, got.truncated) == (718, 1)
+
+
+def test_reproduces_packed_windows_of_text_without_special_tokens(stories):
+    model, tokenizer, texts = stories
+    got = perplexity(
+        model,
+        lambda text, verbose: tokenizer(text, add_special_tokens=False, verbose=verbose),
+        texts,
+        protocol="packed",
+        seqlen=256,
+        max_windows=60,
+    )
+    assert got.value == pytest.approx(33.026, abs=5e-4)
+
+
+def test_reproduces_packed_windows_of_stories_with_begin_tokens(stories):
+    model, tokenizer, texts = stories
+    got = perplexity(
+        model,
+        lambda text, verbose: {"input_ids": [i for one in tokenizer(texts, verbose=verbose)["input_ids"] for i in one]},
+        texts,
+        protocol="packed",
+        seqlen=512,
+    )
+    assert got.value == pytest.approx(39.825, abs=5e-4)

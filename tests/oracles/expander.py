@@ -1,0 +1,127 @@
+"""EGGS-PTP's selection (arXiv:2508.09471, as reconstructed), every reading: float64 loops over plain lists."""
+
+import math
+from collections.abc import Iterator
+
+from oracles.selection import Mask, Matrix, by_group
+
+Line = list[bool]
+
+
+def row_importance(score: Matrix, weight: Matrix, norms: list[float], rri: str, alpha: float, columns: range) -> Line:
+    """RRI of every row in one group: R1 "weight", R2 "activation", R3 "score". 1 / 0 is 0."""
+    result = []
+    for i in range(len(weight)):
+        total = 0.0
+        for j in columns:
+            if rri == "score":
+                total += score[i][j]
+            elif rri == "weight":
+                total += abs(weight[i][j])
+            else:
+                total += abs(weight[i][j]) * norms[j] ** alpha
+        length = math.fsum(abs(w) for w in weight[i])
+        if rri != "score":
+            total = total / length if length > 0 else 0.0
+        result.append(total)
+    return result
+
+
+def row_order(importance: list[float]) -> list[int]:
+    """Lowest first, of equal rows the lower index first."""
+    return sorted(range(len(importance)), key=lambda i: (importance[i], i))
+
+
+def regular_blocks(size: int, keep: int) -> Iterator[Mask]:
+    """Every 0/1 square with `keep` ones in each row and column, row after row."""
+
+    def lines(start: int, left: int) -> Iterator[Line]:
+        if start == size:
+            if left == 0:
+                yield []
+            return
+        for bit in (True, False):
+            if left >= bit:
+                for rest in lines(start + 1, left - bit):
+                    yield [bit, *rest]
+
+    def rows(room: list[int], left: int) -> Iterator[Mask]:
+        if left == 0:
+            yield []
+            return
+        for line in lines(0, keep):
+            after = [room[c] - line[c] for c in range(size)]
+            if all(0 <= space <= left - 1 for space in after):
+                for rest in rows(after, left - 1):
+                    yield [line, *rest]
+
+    return rows([keep] * size, size)
+
+
+def retained(block: Matrix, mask: Mask) -> float:
+    return math.fsum(block[i][j] for i in range(len(block)) for j in range(len(block[0])) if mask[i][j])
+
+
+def diagonal_block(block: Matrix, keep: int, diagonal: str, offset: int | str) -> Mask:
+    """What one block keeps; of equally good candidates the first."""
+    height, size = len(block), len(block[0])
+    if diagonal == "best":
+        return max(regular_blocks(size, keep), key=lambda mask: retained(block, mask))
+    if diagonal == "forced":
+        promoted = [[math.inf if j == t else block[t][j] for j in range(size)] for t in range(height)]
+        return by_group(promoted, keep, size)
+    candidates = []
+    for turn in range(size) if offset == "best" else [0]:
+        mask = [[False] * size for _ in range(height)]
+        for t in range(height):
+            for k in range(keep):
+                if diagonal == "circulant":
+                    mask[t][(t + k + turn) % size] = True
+                elif diagonal == "staircase":
+                    mask[t][(t * keep + k + turn) % size] = True
+                else:
+                    mask[t][t // keep * keep + k] = True
+        candidates.append(mask)
+    return max(candidates, key=lambda mask: retained(block, mask))
+
+
+def with_blocks(
+    score: Matrix,
+    weight: Matrix,
+    norms: list[float],
+    keep: int,
+    group: int,
+    B: int,
+    *,
+    diagonal: str = "circulant",
+    block: str = "square",
+    offset: int | str = 0,
+    rri: str = "activation",
+    alpha: float = 0.5,
+) -> Mask:
+    """The mask with exactly B diagonal blocks per group (fewer where the rows do not suffice)."""
+    height = group // keep if block == "short" else group
+    mask = by_group(score, keep, group)
+    for first in range(0, len(score[0]), group):
+        columns = range(first, first + group)
+        order = row_order(row_importance(score, weight, norms, rri, alpha, columns))
+        for b in range(min(B, len(score) // height)):
+            rows = order[b * height : (b + 1) * height]
+            kept = diagonal_block([[score[i][j] for j in columns] for i in rows], keep, diagonal, offset)
+            for t in range(height):
+                for j in columns:
+                    mask[rows[t]][j] = kept[t][j - first]
+    return mask
+
+
+def auto_blocks(score: Matrix, weight: Matrix, norms: list[float], keep: int, group: int, loss: float, **reading) -> int:
+    """The largest B such that it and all smaller ones lose at most the share `loss` of what B = 0 retains."""
+    height = group // keep if reading.get("block") == "short" else group
+    none = retained(score, by_group(score, keep, group))
+    B = 0
+    while B < len(score) // height:
+        mask = with_blocks(score, weight, norms, keep, group, B + 1, **reading)
+        if none - retained(score, mask) > loss * abs(none):
+            break
+        B += 1
+    return B
