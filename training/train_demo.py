@@ -1,6 +1,6 @@
 """Train the built-in demo model: a small Llama on English that is already on this machine.
 
-    python training/train_demo.py --steps 8000 --out build/demo-model
+    python training/train_demo.py --steps 6000 --out build/demo-model
 
 Two cores, one seed, no network. The folder that it writes is what the package ships as
 `eggs_ptp/demo/model`. `training/README.md` says how the size and the text were chosen.
@@ -15,6 +15,7 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from eggs_ptp.demo.corpus import RUNTIME_SOURCES, documents
 
 PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "pydantic", "typer", "rich", "numba", "jinja2")
-VOCABULARY = 2048
+VOCABULARY = 1536
 CONTEXT = 256
 BATCH = 16
 PROMPT = "The function returns"
@@ -35,14 +36,13 @@ def main() -> None:
     arguments = parse()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    started = time.perf_counter()
 
     train_texts = documents("train", sources=(*RUNTIME_SOURCES, *PACKAGES))
     evaluation_texts = documents("evaluation")
     tokenizer = train_tokenizer(train_texts)
     evaluation = windows(tokenizer("\n\n".join(evaluation_texts))["input_ids"])
     encoded = [np.array(ids[1:], dtype=np.int32) for ids in tokenizer(train_texts)["input_ids"]]
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "seed": arguments.seed,
         "steps": arguments.steps,
         "learning_rate": arguments.learning_rate,
@@ -59,50 +59,66 @@ def main() -> None:
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     print(json.dumps(facts), flush=True)
 
-    best = math.inf
-    log: list[dict[str, float]] = []
-    optimiser = make_optimiser(model, arguments.learning_rate)
+    optimisers = make_optimisers(model, arguments.learning_rate)
     batches = stream(encoded, tokenizer, arguments.seed)
-    running, model_seconds = 0.0, time.perf_counter()
-    for step in range(arguments.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * schedule(step, arguments.steps)
+    state = arguments.out.with_name(arguments.out.name + ".state")
+    first, spent, best, log = 0, 0.0, math.inf, list[dict[str, float]]()
+    if arguments.resume:
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+        first, spent, best, log = saved["step"], saved["seconds"], saved["best"], saved["log"]
+        for _ in range(first):  # the same batches as in a run that was never stopped
+            next(batches)
+
+    running, counted = 0.0, 0
+    started = time.perf_counter() - spent
+    for step in range(first, arguments.steps):
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = arguments.learning_rate * schedule(step, arguments.steps)
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):  # the weights and their updates stay in float32
             loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        running += loss.item()
-        done = step + 1
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        running, counted, done = running + loss.item(), counted + 1, step + 1
         if done % arguments.every == 0 or done == arguments.steps:
-            count = done % arguments.every or arguments.every
             entry = {
                 "step": done,
-                "epochs": round(done * BATCH * CONTEXT / int(facts["train_tokens"]), 2),  # type: ignore[call-overload]
-                "train_perplexity": round(math.exp(running / count), 3),
-                "held_out_perplexity": round(perplexity(model, evaluation), 3),
-                "held_out_perplexity_2_4_magnitude": round(pruned_perplexity(model, evaluation), 3),
+                "epochs": round(done * BATCH * CONTEXT / facts["train_tokens"], 2),
+                "train_perplexity": round(math.exp(running / counted), 3),
+                "held_out_perplexity": round(perplexity(model, evaluation[::4]), 3),
+                "held_out_perplexity_2_4_magnitude": round(pruned_perplexity(model, evaluation[::4]), 3),
                 "seconds": round(time.perf_counter() - started, 1),
             }
-            running = 0.0
+            running, counted = 0.0, 0
             log.append(entry)
             print(json.dumps(entry), flush=True)
             if entry["held_out_perplexity"] < best:  # the best step is kept, should the text be overlearnt
                 best = entry["held_out_perplexity"]
-                facts["training_seconds"] = round(time.perf_counter() - model_seconds, 1)
-                write(model, tokenizer, arguments.out, {**facts, "log": log}, evaluation)
-    print(sample(model, tokenizer), flush=True)
+                write(model, tokenizer, arguments.out)
+        if done % 100 == 0:
+            kept = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
+            seconds = time.perf_counter() - started
+            torch.save({**kept, "step": done, "seconds": seconds, "best": best, "log": log}, state)
+    facts["seconds"] = round(time.perf_counter() - started, 1)
+    facts["log"] = log
+    report(arguments.out, facts, tokenizer, evaluation)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between measurements")
+    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     return parser.parse_args()
 
@@ -136,8 +152,8 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=5,
+        intermediate_size=320,
+        num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=512,
@@ -151,21 +167,25 @@ def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def make_optimiser(model: LlamaForCausalLM, peak: float) -> torch.optim.Optimizer:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": 0.05, "peak": peak},
-        {"params": vectors, "weight_decay": 0.0, "peak": peak},
+def make_optimisers(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the embedding and the norms."""
+    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.95), fused=True)
 
 
 def schedule(step: int, steps: int) -> float:
-    warm_up = min(300, steps // 10)
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+    """Warm up, stay, and fall to nothing over the last two fifths.
+
+    The first part does not depend on the number of steps, so that a stopped run may be given another
+    one before its fall begins and still be the run that this number alone would have made.
+    """
+    fall = 0.6 * steps
+    return min(1.0, (step + 1) / 200, (steps - step) / (steps - fall))
 
 
 def stream(encoded: list[np.ndarray], tokenizer: PreTrainedTokenizerFast, seed: int):  # type: ignore[no-untyped-def]
@@ -233,21 +253,15 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: in
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def write(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    facts: dict[str, object],
-    evaluation: torch.Tensor,
-) -> None:
+def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the folder beside its final place first, so that a reader never sees half of one."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    half = LlamaForCausalLM(model.config)
-    half.load_state_dict(model.state_dict())
-    half = half.to(torch.bfloat16)
-    half.config.use_cache = True
-    half.generation_config = GenerationConfig(
+    stored = build(tokenizer)
+    stored.load_state_dict(model.state_dict())
+    stored = stored.to(torch.bfloat16)
+    stored.config.use_cache = True
+    stored.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -255,25 +269,26 @@ def write(
         temperature=0.7,
         max_new_tokens=60,
     )
-    half.save_pretrained(fresh)
+    stored.save_pretrained(fresh)
     (fresh / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(fresh)
     # The class name that every transformers release knows, where the newest writes its own.
     settings = fresh / "tokenizer_config.json"
     named = {**json.loads(settings.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
     settings.write_text(json.dumps(named, indent=2) + "\n")
-    half.config.use_cache = False
-    rounded = half.float()  # the weights as stored, computed in float32
-    facts = {
-        **facts,
-        "held_out_perplexity": perplexity(rounded, evaluation),
-        "held_out_perplexity_2_4_magnitude": pruned_perplexity(rounded, evaluation),
-        "held_out_perplexity_bf16_arithmetic": perplexity(rounded.to(torch.bfloat16), evaluation),
-        "sample": sample(rounded.float(), tokenizer),
-    }
-    (fresh / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
+
+
+def report(folder: Path, facts: dict[str, Any], tokenizer: PreTrainedTokenizerFast, evaluation: torch.Tensor) -> None:
+    """Measure the weights as they are stored, and write the figures beside them."""
+    stored = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    facts["held_out_perplexity"] = round(perplexity(stored, evaluation), 3)
+    facts["held_out_perplexity_2_4_magnitude"] = round(pruned_perplexity(stored, evaluation), 3)
+    facts["sample"] = sample(stored, tokenizer)
+    facts["held_out_perplexity_bf16_arithmetic"] = round(perplexity(stored.to(torch.bfloat16), evaluation), 3)
+    (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in facts.items() if key != "log"}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

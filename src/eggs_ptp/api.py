@@ -182,7 +182,8 @@ def _recipe(model: str, recipe: Recipe | None) -> Recipe:
 
 
 def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:
-    tokenizer = load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
+    ready = str(recipe.calibration.text).endswith(".npy")  # token windows need no tokenizer
+    tokenizer = None if ready else load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
     builtin = builtin_documents("calibration") if recipe.calibration.text == DEMO else None
     windows = calibration_windows(
         recipe.calibration,
@@ -203,7 +204,7 @@ def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_cod
 def _default_text(folder: Path) -> list[str]:
     if folder == model_folder() or made_from(folder) == DEMO:
         return builtin_documents("evaluation")
-    return list(hub_documents("Salesforce/wikitext:wikitext-2-raw-v1", whole=True, split="test"))
+    return list(hub_documents("Salesforce/wikitext:wikitext-2-raw-v1", whole=True, split="test", flag="--text"))
 
 
 def _device(device: str) -> torch.device:

@@ -8,7 +8,9 @@ from oracles.selection import Mask, Matrix, by_group
 Line = list[bool]
 
 
-def row_importance(score: Matrix, weight: Matrix, norms: list[float], rri: str, alpha: float, columns: range) -> Line:
+def row_importance(
+    score: Matrix, weight: Matrix, norms: list[float], rri: str, alpha: float, columns: range
+) -> list[float]:
     """RRI of every row in one group: R1 "weight", R2 "activation", R3 "score". 1 / 0 is 0."""
     result = []
     for i in range(len(weight)):
@@ -114,14 +116,14 @@ def with_blocks(
     return mask
 
 
-def auto_blocks(score: Matrix, weight: Matrix, norms: list[float], keep: int, group: int, loss: float, **reading) -> int:
+def auto_blocks(
+    score: Matrix, weight: Matrix, norms: list[float], keep: int, group: int, loss: float, **reading
+) -> int:
     """The largest B such that it and all smaller ones lose at most the share `loss` of what B = 0 retains."""
     height = group // keep if reading.get("block") == "short" else group
     none = retained(score, by_group(score, keep, group))
-    B = 0
-    while B < len(score) // height:
-        mask = with_blocks(score, weight, norms, keep, group, B + 1, **reading)
+    for B in range(1, len(score) // height + 1):
+        mask = with_blocks(score, weight, norms, keep, group, B, **reading)
         if none - retained(score, mask) > loss * abs(none):
-            break
-        B += 1
-    return B
+            return B - 1
+    return len(score) // height

@@ -37,20 +37,13 @@ def retained_total(score: Matrix, order: list[int], keep: int, group: int) -> fl
     return sum(retained(score, order[start : start + group], keep) for start in range(0, len(order), group))
 
 
-def refine(score: Matrix, order: list[int], keep: int, group: int) -> list[int]:
-    """For each place, of all ways to hand its channels to the groups the one that retains most. A few groups only."""
-    order = list(order)
+def best_of_place(score: Matrix, order: list[int], keep: int, group: int, place: int) -> float:
+    """The most that any way to hand this place's channels to the groups would retain. A few groups only."""
     starts = range(0, len(order), group)
-    for place in range(group):
-        taken = [order[start + place] for start in starts]
-        best, best_total = taken, retained_total(score, order, keep, group)
-        for handed in itertools.permutations(taken):
-            trial = list(order)
-            for start, channel in zip(starts, handed, strict=True):
-                trial[start + place] = channel
-            total = retained_total(score, trial, keep, group)
-            if total > best_total:
-                best, best_total = list(handed), total
-        for start, channel in zip(starts, best, strict=True):
-            order[start + place] = channel
-    return order
+    best = 0.0
+    for handed in itertools.permutations([order[start + place] for start in starts]):
+        trial = list(order)
+        for start, channel in zip(starts, handed, strict=True):
+            trial[start + place] = channel
+        best = max(best, retained_total(score, trial, keep, group))
+    return best

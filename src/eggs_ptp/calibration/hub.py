@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, overload
 
 from eggs_ptp.calibration.documents import document_of
@@ -13,7 +14,6 @@ C4: Final = "allenai/c4"
 _C4_SHARD: Final = "en/c4-train.00000-of-01024.json.gz"
 FIRST: Final = 20_000
 """How many documents a stream is read for: some ten million tokens of C4."""
-_REMEDY: Final = "pass --calibration FILE with a text of yours (.txt, .jsonl, .parquet) or token windows (.npy)"
 
 
 def is_hub_name(text: str) -> bool:
@@ -22,39 +22,54 @@ def is_hub_name(text: str) -> bool:
     return suffix is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", text) is not None
 
 
-def hub_documents(name: str, *, whole: bool, field: str = "text", tokenizer: Tokenizer | None = None) -> Sequence[str]:
-    """The train split of a data set, `owner/name` or `owner/name:config`; of C4 the first English shard.
+def hub_documents(
+    name: str,
+    *,
+    whole: bool,
+    split: str = "train",
+    field: str = "text",
+    tokenizer: Tokenizer | None = None,
+    flag: str = "--calibration",
+) -> Sequence[str]:
+    """One split of a data set, `owner/name` or `owner/name:config`; of C4 the first English shard.
 
     `whole` downloads it and reads a document when it is asked for; else the first 20,000 documents are streamed.
+    `flag` is the option that takes a file instead, for messages.
 
     Raises:
         CalibrationError: `datasets` is not installed, or the hub or the data set cannot be reached.
     """
+    remedy = f"pass {flag} FILE with a text of yours (.txt, .jsonl, .parquet)"
     try:
         import datasets
     except ImportError:
         raise CalibrationError(
-            f"calibration text {name} is on the hub and needs the package 'datasets'; "
-            f"pip install 'eggs-ptp[data]', or {_REMEDY}"
+            f"the text {name} is on the hub and needs the package 'datasets'; pip install 'eggs-ptp[data]', or {remedy}"
         ) from None
     owner_and_name, _, config = name.partition(":")
     files = {"data_files": {"train": _C4_SHARD}} if name == C4 else {}
     try:
-        if not whole:
-            # datasets takes half a minute of retries to find that there is no network; this takes one try.
-            from huggingface_hub import HfApi
-
-            HfApi().dataset_info(owner_and_name, timeout=10)
-        rows = datasets.load_dataset(owner_and_name, config or None, split="train", streaming=not whole, **files)
-        found = _Documents(name, rows if whole else list(itertools.islice(rows, FIRST)), field, tokenizer)
-        if found:
-            found[0]
-    except CalibrationError:
-        raise
+        if not (whole and _is_cached(owner_and_name)):
+            _check_reachable(owner_and_name)
+        rows = datasets.load_dataset(owner_and_name, config or None, split=split, streaming=not whole, **files)
+        rows = rows if whole else list(itertools.islice(rows, FIRST))
     except Exception as error:  # both libraries raise what their network layers raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CalibrationError(f"calibration text {name} cannot be read from the hub ({reason}); {_REMEDY}") from error
-    return found
+        raise CalibrationError(f"the text {name} cannot be read from the hub ({reason}); {remedy}") from error
+    return _Documents(name, rows, field, tokenizer)
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}").is_dir()
+
+
+def _check_reachable(name: str) -> None:
+    # Without a network, datasets takes half a minute of retries to say so; this says it at once.
+    from huggingface_hub import HfApi
+
+    HfApi().dataset_info(name, timeout=10)
 
 
 class _Documents(Sequence[str]):

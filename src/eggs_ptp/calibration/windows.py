@@ -89,8 +89,8 @@ def calibration_windows(
 ) -> Windows:
     """Draw the windows that `spec` asks for; `seqlen` holds where it names none.
 
-    The text is `spec.text`, else the documents `builtin`, else C4 from the hub. A tokenizer is not needed for `.npy`
-    token windows, whose shape takes the place of `nsamples` and `seqlen`.
+    The text is the documents `builtin` where they are given, else `spec.text`, else C4 from the hub. A tokenizer is
+    not needed for `.npy` token windows, whose shape takes the place of `nsamples` and `seqlen`.
 
     Raises:
         CalibrationError: a text that is missing, unreadable or too short, or tokens that the model does not have.
@@ -130,7 +130,7 @@ def consecutive_windows(tokens: Tensor, seqlen: int, limit: int | None = None, s
 
 
 def _documents(spec: Spec, tokenizer: Tokenizer, builtin: Sequence[str] | None) -> tuple[str, Sequence[str]]:
-    if spec.text is None and builtin is not None:
+    if builtin is not None:
         return BUILTIN, builtin
     name = C4 if spec.text is None else spec.text
     if spec.text is not None and (Path(name).exists() or not is_hub_name(name)):

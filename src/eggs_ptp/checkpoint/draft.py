@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -29,7 +30,7 @@ class Draft:
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False) -> None:
-        self.output = output
+        self.output = output.resolve()  # a link, or the current folder as ".", could not be moved
         if output.exists() and not output.is_dir():
             raise CheckpointError(f"{output}: expected a folder to write to, found a file")
         if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -38,9 +39,11 @@ class Draft:
             raise CheckpointError(f"{output}: --overwrite replaces model folders only, and this has no config.json")
 
     def __enter__(self) -> "Draft":
+        parent = self.output.parent
+        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=self.output.parent))
+            parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=parent))
         except OSError as error:
             raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
         return self
@@ -49,6 +52,9 @@ class Draft:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # not empty: the output is there
+            for folder in self._made:
+                folder.rmdir()
 
     def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
         """Put one block's tensors on disk."""
@@ -112,7 +118,7 @@ class Draft:
             self.output.rename(aside)
         try:
             self.folder.rename(self.output)
-        except OSError:
+        except BaseException:  # an interruption here must not lose the previous output either
             if aside.exists():
                 aside.rename(self.output)
             raise

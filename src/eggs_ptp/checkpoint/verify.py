@@ -61,6 +61,8 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
     config = read_config(folder)
     shards = Shards(folder)
     matrices = _expected(folder, config, shards, pattern)
+    if not matrices:
+        raise CheckpointError(f"{folder}: no matrix is recorded or recognised as pruned, so there is nothing to check")
     orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
     checks = [*_matrix_checks(shards, matrices, orders), _finite(shards), _ties(config, shards)]
     if against is not None:
@@ -183,11 +185,15 @@ def _unchanged(shards: Shards, source: Shards, pruned: dict[str, dict[str, Any]]
 
 
 def _may_be(mine: Tensor, theirs: Tensor, matrix: dict[str, Any]) -> bool:
-    """Every weight is the source's (unless a step updates), or a zero; and a zero that was put there is +0.0."""
+    """Every weight is the source's (unless a step updates), or one of the zeros put there, which are +0.0."""
     zero = mine == 0
     put_there = zero & (theirs != 0)
-    kept = bool(matrix["updated"]) or bool(((mine == theirs) | zero).all())
-    return kept and not bool(torch.signbit(mine[put_there]).any())
+    if torch.signbit(mine[put_there]).any():
+        return False
+    if matrix["updated"]:
+        return True
+    density = 0.0 if matrix["density"] is None else float(matrix["density"])
+    return bool(((mine == theirs) | zero).all()) and int(put_there.sum()) <= round((1.0 - density) * mine.numel())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -30,7 +30,7 @@ def keep_top(
         PatternError: the columns cannot be cut into groups of M.
     """
     if isinstance(pattern, Pattern):
-        pattern.check_width(score.shape[1], "keep_top")
+        pattern.check_width(score.shape[1], "score")
         return _keep_of_group(score, pattern)
     compared = score if group == "row" else score.reshape(1, -1)
     share = compared.shape[1] * pattern.sparsity

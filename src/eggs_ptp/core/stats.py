@@ -42,8 +42,11 @@ class Moments:
             self.sums[name] = torch.zeros(shape, dtype=dtype, device=device)
 
     def add(self, activation: Tensor) -> None:
-        """Add a batch: `activation` is (..., width), every leading position a token."""
+        """Add a batch of whole windows: `activation` is (windows, tokens, width), or (tokens, width) for one window."""
         x = activation.detach().reshape(-1, self.width).float()  # (tokens, width)
+        if "between" in self.sums:
+            windows = x.view(-1, *activation.shape[-2:])  # a 2-D activation is one window
+            self.sums["between"] += windows.mean(1, dtype=torch.float64).square().sum(0) * windows.shape[1]
         self.tokens += x.shape[0]
         if "plain" in self.sums:
             self.sums["plain"] += x.sum(0, dtype=torch.float64)
@@ -89,6 +92,10 @@ def _variance(moments: Moments) -> Tensor:
     return (moments.sums["square"] / moments.tokens - _mean(moments).square()).clamp_min(0.0)
 
 
+def _variance_within(moments: Moments) -> Tensor:
+    return ((moments.sums["square"] - moments.sums["between"]) / moments.tokens).clamp_min(0.0)
+
+
 def _gram(moments: Moments) -> Tensor:
     return moments.sums["gram"] / moments.tokens
 
@@ -100,6 +107,13 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
         "input_var": Statistic(
             "input", ("plain", "square"), _variance, "mean of x_j^2 minus squared mean, over all tokens, shape (in,)"
         ),
+        "input_var_within": Statistic(
+            "input",
+            ("between", "square"),
+            _variance_within,
+            "variance around each window's own mean, averaged over tokens, shape (in,)",
+        ),
+        "output_norm": Statistic("output", ("square",), _norm, "y_i = ||Y_i||_2 / sqrt(tokens), shape (out,)"),
         "gram": Statistic("input", ("gram",), _gram, "X^T X / tokens, shape (in, in)"),
     }
 )

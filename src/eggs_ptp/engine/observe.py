@@ -1,9 +1,9 @@
 """Statistics of the activations inside one block, collected while it runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ class _Seen(Exception):  # noqa: N818 - a signal, not an error
 
 @dataclass(frozen=True)
 class Want:
-    """An activation to watch: the path of a linear that reads it, its width, the statistics asked for."""
+    """An activation to watch: the input or output of the linear at `path`, and the statistics asked for."""
 
     path: str
     width: int
     statistics: frozenset[str]
+    side: Literal["input", "output"] = "input"
 
 
 class Observation:
@@ -39,7 +40,7 @@ class Observation:
         x = activation.reshape(-1, activation.shape[-1])
         first = -self.moments.tokens % self._stride  # counted over all tokens, whatever the batches
         self._parts.append(x[first :: self._stride].to(torch.float32, copy=True))  # a view would keep the batch alive
-        self.moments.add(x)
+        self.moments.add(activation)
 
     @property
     def sample(self) -> Tensor:
@@ -69,16 +70,19 @@ def _watching(block: nn.Module, wants: Mapping[str, Want], seen: Mapping[str, Ob
     def start(_module: nn.Module, _args: Any) -> None:
         waiting.update(wants)
 
-    def take(reads: str, args: Sequence[Any]) -> None:
-        seen[reads].add(args[0])
-        waiting.discard(reads)
+    def take(name: str, activation: Tensor) -> None:
+        seen[name].add(activation)
+        waiting.discard(name)
         if not waiting:
             raise _Seen
 
     handles = [block.register_forward_pre_hook(start)]
-    for reads, want in wants.items():
+    for name, want in wants.items():
         linear = block.get_submodule(want.path)
-        handles.append(linear.register_forward_pre_hook(lambda _module, args, reads=reads: take(reads, args)))
+        if want.side == "input":
+            handles.append(linear.register_forward_pre_hook(lambda _m, args, name=name: take(name, args[0])))
+        else:
+            handles.append(linear.register_forward_hook(lambda _m, _args, out, name=name: take(name, out)))
     try:
         yield
     finally:

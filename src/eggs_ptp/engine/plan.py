@@ -24,6 +24,7 @@ class MatrixPlan:
     name: str
     block: int
     path: str
+    role: str
     rows: int
     columns: int
     reads: str
@@ -111,9 +112,8 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
         what = decided[name]
         if isinstance(what, Resolved):
             what.pattern.check_width(columns, name)
-            matrices.append(MatrixPlan(name, block, linear.path, rows, columns, linear.reads, what, None))
-        else:
-            matrices.append(MatrixPlan(name, block, linear.path, rows, columns, linear.reads, None, what.reason))
+        fate = (what, None) if isinstance(what, Resolved) else (None, what.reason)
+        matrices.append(MatrixPlan(name, block, linear.path, linear.role, rows, columns, linear.reads, *fate))
     if not any(matrix.resolved for matrix in matrices):
         raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
     seqlen = recipe.calibration.seqlen or min(2048, skeleton.context)

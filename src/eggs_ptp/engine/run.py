@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.core.mask import density
+from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.engine.capture import capture
 from eggs_ptp.engine.event import Event, Listener
 from eggs_ptp.engine.observe import Observation, Want, observe
@@ -75,7 +76,7 @@ class Run:
                     seen = observe(block, hidden, kwargs, _wants(groups), self._batch(hidden))
             self._tell("stage", index, "prune")
             for reads, matrices in groups.items():
-                self._prune_group(block, matrices, seen.get(reads), result)
+                self._prune_group(block, matrices, reads, seen, result)
             with self.stages.timed("read"):
                 stored = [tensor for tensor in self.shards.names if tensor.startswith(f"{name}.")]
                 result.tensors.update({t: self.shards.read(t) for t in stored if t not in result.tensors})
@@ -86,24 +87,28 @@ class Run:
         return result
 
     def _prune_group(
-        self, block: nn.Module, matrices: list[MatrixPlan], seen: Observation | None, result: BlockResult
+        self,
+        block: nn.Module,
+        matrices: list[MatrixPlan],
+        reads: str,
+        seen: Mapping[str, Observation],
+        result: BlockResult,
     ) -> None:
         start = time.perf_counter()
         jobs = []
         for matrix in matrices:
             assert matrix.resolved is not None  # noqa: S101 - groups hold only matrices that will be pruned
             weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
-            jobs.append(Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method))
-        first = matrices[0].name
+            jobs.append(Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method, matrix.role))
 
-        def statistic(wanted: str) -> Tensor:
-            assert seen is not None  # noqa: S101 - a plan with statistics has calibration
-            return seen.moments.read(wanted, first)
+        def statistic(matrix: str, wanted: str) -> Tensor:
+            activation = reads if STATISTICS[wanted].side == "input" else matrix
+            return seen[activation].moments.read(wanted, matrix)
 
         pruned = prune_readers(jobs, statistic, seed=self.seed, share_order=self.share_order)
         share = (time.perf_counter() - start) / len(jobs)
         for matrix, job in zip(matrices, jobs, strict=True):
-            self._keep(block, matrix, job, pruned[job.name], seen, share, result)
+            self._keep(block, matrix, job, pruned[job.name], seen.get(reads), share, result)
 
     def _keep(
         self,
@@ -164,9 +169,16 @@ class Run:
 def _wants(groups: Mapping[str, list[MatrixPlan]]) -> dict[str, Want]:
     wants = {}
     for reads, matrices in groups.items():
-        asked = [matrix.resolved.method.statistics for matrix in matrices if matrix.resolved]
-        wants[reads] = Want(matrices[0].path, matrices[0].columns, frozenset[str]().union(*asked))
+        asked = {matrix.name: matrix.resolved.method.statistics for matrix in matrices if matrix.resolved}
+        wants[reads] = Want(matrices[0].path, matrices[0].columns, _of_side("input", *asked.values()))
+        for matrix in matrices:
+            if outputs := _of_side("output", asked[matrix.name]):
+                wants[matrix.name] = Want(matrix.path, matrix.rows, outputs, "output")
     return wants
+
+
+def _of_side(side: str, *asked: frozenset[str]) -> frozenset[str]:
+    return frozenset(name for names in asked for name in names if STATISTICS[name].side == side)
 
 
 def _output_error(sample: Tensor, dense: Tensor, pruned: Tensor) -> float:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Job:
     weight: Tensor
     pattern: AnyPattern
     method: BoundMethod
+    role: str = "attention"  # or "mlp"
 
 
 @dataclass
@@ -44,12 +45,13 @@ class Pruned:
 
 
 def prune_readers(
-    jobs: Sequence[Job], statistic: Callable[[str], Tensor], *, seed: int, share_order: bool = True
+    jobs: Sequence[Job], statistic: Callable[[str, str], Tensor], *, seed: int, share_order: bool = True
 ) -> dict[str, Pruned]:
     """Prune the matrices that read one activation.
 
     With `share_order`, those with the same permute step and pattern get one channel order, found from their
-    scores stacked along the rows; otherwise each gets its own. `statistic(name)` gives an activation statistic.
+    scores stacked along the rows; otherwise each gets its own. `statistic(matrix, name)` gives an activation
+    statistic of a matrix.
 
     Raises:
         NumericsError: weights or scores that are not finite; names the matrix.
@@ -66,7 +68,7 @@ def prune_readers(
 class _Work:
     """One job on its way through the slots. After `permute`, data is read in the permuted column order."""
 
-    def __init__(self, job: Job, statistic: Callable[[str], Tensor], seed: int) -> None:
+    def __init__(self, job: Job, statistic: Callable[[str, str], Tensor], seed: int) -> None:
         if not torch.isfinite(job.weight).all():
             raise NumericsError(f"{job.name}: the weight holds NaN or infinity; check the checkpoint")
         self.job = job
@@ -76,7 +78,7 @@ class _Work:
         self.seconds: dict[str, float] = {}
         self._statistic = statistic
         self._seed = seed
-        self._data: dict[str, Any] = {"weight": job.weight, "pattern": job.pattern}
+        self._data: dict[str, Any] = {"weight": job.weight, "pattern": job.pattern, "role": job.role}
 
     def score(self) -> None:
         if "score" in self.steps:
@@ -99,8 +101,9 @@ class _Work:
         if name == "generator":
             return generator_for(self._seed, self.job.name, self.job.weight.device)
         if name in STATISTICS:
-            value = self._statistic(name)
-            return value if self.order is None else _reordered(value, self.order)
+            value = self._statistic(self.job.name, name)
+            moved = self.order is not None and STATISTICS[name].side == "input"
+            return _reordered(value, cast(Tensor, self.order)) if moved else value
         if name == "mask":
             return None  # no select step: an update step that finds its own mask
         raise MethodError(f"{self.job.name}: a step asks for {name}, which no step before it gives")

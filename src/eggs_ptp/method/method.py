@@ -85,11 +85,11 @@ class BoundMethod:
         """Refuse a pattern that a step cannot serve.
 
         Raises:
-            PatternError: an unstructured pattern for a step that is defined for N:M only; `name` says where.
+            PatternError: unstructured for a step that is defined for N:M only, or the reverse; `name` says where.
         """
         for slot, step in self.steps.items():
-            if step.nm_only and not isinstance(pattern, Pattern):
+            if step.patterns and not isinstance(pattern, step.patterns):
+                expected = "an N:M pattern such as 2:4" if step.patterns is Pattern else "a sparsity such as 0.5"
                 raise PatternError(
-                    f"{name}: {slot} step {step.name!r} of method {self.method.name!r} needs an N:M pattern such as "
-                    f"2:4, not the sparsity {pattern}"
+                    f"{name}: {slot} step {step.name!r} of method {self.method.name!r} needs {expected}, not {pattern}"
                 )

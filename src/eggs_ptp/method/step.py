@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import eggs_ptp
-from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.pattern import Pattern, Unstructured
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.errors import MethodError
 from eggs_ptp.method.nearest import nearest
@@ -24,7 +24,7 @@ DATA: Mapping[str, frozenset[str]] = {
     "score": frozenset({"weight", "generator"}),
     "permute": frozenset({"score", "pattern"}),
     "select": frozenset({"score", "weight", "pattern", "generator"}),
-    "refine": frozenset({"mask", "score", "weight", "pattern", "generator"}),
+    "refine": frozenset({"mask", "score", "weight", "pattern", "role", "generator"}),
     "update": frozenset({"weight", "mask", "pattern"}),
 }
 _NO_STATISTICS = frozenset({"permute"})  # a permutation is shared by readers: it sees their scores, nothing else
@@ -48,7 +48,7 @@ class Step:
             MethodError: no such function, an option it does not have, or a value out of range.
         """
         function = _find(slot, self.name)
-        data, options, nm_only = _signature(slot, self.name, function)
+        data, options, patterns = _signature(slot, self.name, function)
         for key in self.options:
             if key not in options:
                 raise MethodError(
@@ -57,7 +57,7 @@ class Step:
         values = {key: default for key, (_, default) in options.items()}
         for key, value in self.options.items():
             values[key] = _checked(f"steps.{slot}.{key}", options[key][0], value)
-        return Bound(slot, self.name, function, data, values, nm_only)
+        return Bound(slot, self.name, function, data, values, patterns)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Bound:
     function: Callable[..., Any]
     data: tuple[str, ...]
     options: Mapping[str, Any]
-    nm_only: bool  # the function's `pattern` is an N:M pattern, so it means nothing for an unstructured one
+    patterns: type | None  # the kind of pattern that the function is annotated for; None: any
 
     @property
     def statistics(self) -> frozenset[str]:
@@ -93,7 +93,7 @@ def _find(slot: str, name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if not function:
         if name not in names(slot):
-            known = ", ".join(names(slot))
+            known = ", ".join(names(slot)) or "none"
             raise MethodError(
                 f"steps.{slot}: no {slot} step is named {name!r}{nearest(name, names(slot))}; known: {known}, "
                 "or your own as package.module:function"
@@ -101,16 +101,21 @@ def _find(slot: str, name: str) -> Callable[..., Any]:
         module, function = f"eggs_ptp.{slot}.{name}", name
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise MethodError(f"steps.{slot}: {name!r} cannot be imported ({error})") from error
-    return typing.cast(Callable[..., Any], found)
+    except Exception as error:  # whatever a module of the user's own raises
+        raise MethodError(f"steps.{slot}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+    if not inspect.isfunction(found):
+        raise MethodError(f"steps.{slot}: {name!r} is no Python function, but {type(found).__name__}")
+    return found
 
 
 @functools.lru_cache(maxsize=256)
 def _signature(
     slot: str, name: str, function: Callable[..., Any]
-) -> tuple[tuple[str, ...], dict[str, tuple[Any, Any]], bool]:
-    hints = typing.get_type_hints(function, include_extras=True)
+) -> tuple[tuple[str, ...], dict[str, tuple[Any, Any]], type | None]:
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise MethodError(f"{slot} step {name!r}: an annotation cannot be read at run time ({error})") from error
     allowed = DATA[slot] | (frozenset() if slot in _NO_STATISTICS else STATISTICS.keys())
     data: list[str] = []
     options: dict[str, tuple[Any, Any]] = {}
@@ -126,12 +131,14 @@ def _signature(
                 f"{slot} step {name!r}: parameter {parameter.name!r} is no data that a {slot} step can have "
                 f"(expected some of {', '.join(sorted(allowed))}; options must be keyword-only)"
             )
-    return tuple(data), options, hints.get("pattern") is Pattern
+    return tuple(data), options, kind if (kind := hints.get("pattern")) in (Pattern, Unstructured) else None
 
 
 def _checked(key: str, expected: Any, value: Any) -> Any:
     try:
-        return TypeAdapter(expected).validate_python(value, strict=not isinstance(value, int))
+        return TypeAdapter(expected).validate_python(
+            value, strict=not isinstance(value, int) or isinstance(value, bool)
+        )
     except ValidationError as error:
         reasons = list(dict.fromkeys(problem["msg"] for problem in error.errors()))
         raise MethodError(f"{key}: {value!r} is not possible: {'; or '.join(reasons)}") from None

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Linear:
-    """A prunable matrix of a decoder block: its module path inside the block and the activation it reads."""
+    """A prunable matrix of a decoder block: its module path inside the block and the activation it reads.
+
+    `role` is "attention" or "mlp"; methods that treat the two differently (DSnoT) ask for it.
+    """
 
     path: str
     reads: str
+    role: str
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from eggs_ptp.models.family import Family, Linear
 
 _LINEARS = (
-    Linear("self_attn.q_proj", reads="attention_in"),
-    Linear("self_attn.k_proj", reads="attention_in"),
-    Linear("self_attn.v_proj", reads="attention_in"),
-    Linear("self_attn.o_proj", reads="heads"),
-    Linear("mlp.gate_proj", reads="mlp_in"),
-    Linear("mlp.up_proj", reads="mlp_in"),
-    Linear("mlp.down_proj", reads="mlp"),
+    Linear("self_attn.q_proj", reads="attention_in", role="attention"),
+    Linear("self_attn.k_proj", reads="attention_in", role="attention"),
+    Linear("self_attn.v_proj", reads="attention_in", role="attention"),
+    Linear("self_attn.o_proj", reads="heads", role="attention"),
+    Linear("mlp.gate_proj", reads="mlp_in", role="mlp"),
+    Linear("mlp.up_proj", reads="mlp_in", role="mlp"),
+    Linear("mlp.down_proj", reads="mlp", role="mlp"),
 )
 
 LLAMA_SHAPED = tuple(

@@ -77,17 +77,21 @@ def load_model(
     """Load a whole model for evaluation or generation, in evaluation mode.
 
     Raises:
-        ModelError: transformers cannot load the folder.
+        ModelError: transformers cannot load the folder, or would make up weights that it lacks.
     """
     from transformers import AutoModelForCausalLM
 
     read_config(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # as above: whatever it is, the folder cannot be loaded
         raise ModelError(f"{folder}: transformers cannot load this model ({_first_line(error)})") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{folder}: the checkpoint lacks {len(missing)} tensors that config.json asks for, such as {missing[0]}"
+        )
     return model.eval().to(device)
 
 
@@ -113,5 +117,7 @@ def _ties(model: Any) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {' '.join(lines[:2]) if lines[0].endswith(':') else lines[0]}"

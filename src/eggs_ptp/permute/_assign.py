@@ -1,6 +1,5 @@
 """Linear-assignment refinement of a dealt channel order."""
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -13,10 +12,10 @@ _AT_ONCE = 2**18  # numbers that stay in a cache while every candidate passes ov
 def refine(score: Tensor, order: Tensor, pattern: Pattern, blocks: int) -> Tensor:
     """Reassign the channels of one place of every group at a time, so that the retained score never falls.
 
-    For place p, group g with the channel that group h has there retains sum_i b_ig + max(0, S_ih - u_ig), where u_ig is
-    the N-th largest of the group's other M - 1 scores in row i and b_ig the sum of the N largest. As
-    max(0, a - b) = max(a, b) - b, all but V[g, h] = sum_i max(S_ih, u_ig) is the same for every assignment, so V decides
-    alone; nothing is sorted. The assignment of V is exact.
+    Group g with the channel that group h has at this place retains sum_i b_ig + max(0, S_ih - u_ig), where u_ig is the
+    N-th largest of the group's other M - 1 scores in row i and b_ig the sum of the N largest. As
+    max(0, a - b) = max(a, b) - b, all but V[g, h] = sum_i max(S_ih, u_ig) is the same for every assignment. So V
+    decides alone, nothing is sorted, and the assignment of V is exact.
 
     `score` (out, in), `order` (in,), `blocks` consecutive blocks of groups done separately; a new order.
 
@@ -59,7 +58,7 @@ def _best_assignment(rival: Tensor, candidate: Tensor) -> Tensor:
     cost = value.amax(1, keepdim=True) - value
     cost -= cost.amin(0, keepdim=True)
     _, chosen = linear_sum_assignment(cost.cpu().numpy())
-    return torch.from_numpy(chosen.astype(np.int64)).to(rival.device)
+    return torch.from_numpy(chosen).to(rival.device)
 
 
 def _gain(rival: Tensor, candidate: Tensor) -> float:

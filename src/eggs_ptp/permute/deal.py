@@ -31,7 +31,7 @@ def deal(
         score: higher = keep.
         pattern: N kept of every M.
         channel_score: t_j is the `sum` of the channel's scores, or of those that an unstructured mask would retain,
-            compared over the layer or in each row.
+            compared over the layer or in each row, with the count of the public code.
         sparsity: share that this unstructured mask prunes.
         dealing: `serpentine` evens the groups out; `round_robin` takes every segment from its low end.
         assign: refine by linear assignment, one place at a time; never lowers the retained score.
@@ -39,8 +39,8 @@ def deal(
 
     Source: RIA, ICLR 2024 (OpenReview Tr0lPx9woF), channel permutation and its public code.
     """
-    value = score
-    pruned = None
+    pattern.check_width(score.shape[1], "score")
+    value, pruned = score, None
     if channel_score != "sum":
         group: Literal["row", "layer"] = "layer" if channel_score == "retained_layer" else "row"
         mask = keep_top(score, Unstructured(sparsity), group=group, count="original")

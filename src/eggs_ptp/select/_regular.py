@@ -77,10 +77,10 @@ def transport(blocks: Tensor, keep: int) -> Tensor:
     circulant = most_retained(blocks, bands(size, keep, 1, size).to(blocks.device))
     part = max(1, _ELEMENTS // size**3)
     for score, chosen in zip(torch.split(whole, part), torch.split(kept, part), strict=True):
-        open_ = (chosen.sum(1) != keep).any(1).nonzero()[:, 0]
-        while len(open_):
-            chosen[open_] ^= _cheapest_path(score[open_], chosen[open_], keep)
-            open_ = open_[(chosen[open_].sum(1) != keep).any(1)]
+        unsettled = (chosen.sum(1) != keep).any(1).nonzero()[:, 0]
+        while len(unsettled):
+            chosen[unsettled] ^= _cheapest_path(score[unsettled], chosen[unsettled], keep)
+            unsettled = unsettled[(chosen[unsettled].sum(1) != keep).any(1)]
     as_good = (whole * circulant).sum((1, 2), keepdim=True) == (whole * kept).sum((1, 2), keepdim=True)
     return torch.where(as_good, circulant, kept)
 
@@ -98,6 +98,8 @@ def _cheapest_path(score: Tensor, kept: Tensor, keep: int) -> Tensor:
     for _ in range(size - 1):
         through, before = (reach[:, :, None] + edge).max(1)
         better = through > reach
+        if not bool(better.any()):
+            break
         via.append(torch.where(better, before, here))
         reach = torch.where(better, through, reach)
     flips = torch.zeros_like(kept)
@@ -121,7 +123,7 @@ def _whole(blocks: Tensor) -> Tensor:
     exact = blocks.double()
     bits = 52 - (blocks.shape[1] * blocks.shape[2]).bit_length()
     exponent = torch.frexp(exact.abs().amax((1, 2), keepdim=True)).exponent
-    return torch.ldexp(exact, bits - exponent).round()
+    return (exact * 2.0 ** (bits - exponent).double()).round()
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.select._blocks import Diagonal, Height, Offset, Reading
 from eggs_ptp.select._rows import Importance, lowest_rows, row_importance
 
-_ELEMENTS = 1 << 22  # scores put into blocks at a time: bounds the memory beside the matrix itself
+_ELEMENTS = 1 << 21  # scores put into blocks at a time: bounds the memory beside the matrix itself
 _CACHED = 1 << 18  # scores added up at a time in float64: fits a cache
 _FIRST_SPAN = 4  # blocks of each group that B = "auto" looks at first; then as many again, and so on
 

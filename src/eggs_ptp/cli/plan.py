@@ -1,0 +1,88 @@
+"""`eggs plan`: what `prune` would do, before it does it."""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from eggs_ptp.cli import flags
+from eggs_ptp.cli.flags import DType
+
+if TYPE_CHECKING:
+    from eggs_ptp.engine.plan import Plan
+
+
+def plan(
+    model: flags.Model,
+    method: flags.Method = None,
+    pattern: flags.Pattern = None,
+    calibration: flags.Calibration = None,
+    nsamples: flags.NSamples = None,
+    seqlen: flags.SeqLen = None,
+    seed: flags.Seed = None,
+    include: flags.Include = None,
+    exclude: flags.Exclude = None,
+    recipe: flags.RecipeFile = None,
+    set_: flags.Set = None,
+    device: flags.Device = "auto",
+    dtype: flags.DTypeFlag = DType.auto,
+    revision: flags.Revision = None,
+    trust_remote_code: flags.TrustRemoteCode = False,
+    json: flags.Json = False,
+) -> None:
+    """Say what prune would do to every matrix, with memory and time, without reading weights."""
+    from eggs_ptp import api
+    from eggs_ptp.cli.rows import fold
+    from eggs_ptp.cli.terminal import line, print_json, table
+
+    asked = flags.recipe_of(
+        recipe,
+        set_,
+        method=method,
+        pattern=pattern,
+        calibration=calibration,
+        nsamples=nsamples,
+        seqlen=seqlen,
+        seed=seed,
+        include=include,
+        exclude=exclude,
+    )
+    decided = api.plan(
+        model, asked, device=device, dtype=dtype.value, revision=revision, trust_remote_code=trust_remote_code
+    )
+    if json:
+        print_json(decided.to_dict())
+        return
+    rows = []
+    for matrix in decided.to_dict()["matrices"]:
+        shape = " x ".join(str(length) for length in matrix["shape"])
+        verdict = (
+            ("", "", f"dense: {matrix['skipped']}")
+            if matrix["skipped"]
+            else (matrix["pattern"], matrix["method"], ", ".join(matrix["statistics"]) or "weights alone")
+        )
+        rows.append((matrix["name"], (shape, matrix["reads"], *verdict)))
+    heads = ("matrices", ">count", ">shape", "reads", "pattern", "method", "needs")
+    table(heads, ([each.label, str(len(each.names)), *each.cells] for each in fold(rows)))
+    line("\n".join(summary(decided)))
+
+
+def summary(decided: "Plan") -> list[str]:
+    """What will happen, in a few lines."""
+    from eggs_ptp.cli.terminal import bytes_text, seconds_text
+
+    data = decided.to_dict()
+    counts = Counter(
+        "left dense" if matrix["skipped"] else f"to {matrix['pattern']} by {matrix['method']}"
+        for matrix in data["matrices"]
+    )
+    what = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    lines = [
+        f"{data['model']} ({data['model_type']}, {data['blocks']} blocks, {len(data['matrices'])} matrices) on "
+        f"{data['device']} in {data['dtype']}: {what}; embeddings, norms and head stay as they are",
+    ]
+    if data["nsamples"]:
+        source = data["calibration"] or "C4 (hub)"
+        lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}")
+    else:
+        lines.append("calibration: none needed")
+    lines.append(f"about {bytes_text(data['memory_bytes'])} on top of the libraries, {seconds_text(data['seconds'])}")
+    return lines

@@ -1,0 +1,26 @@
+from types import SimpleNamespace
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+BEGIN, UNKNOWN = 0, 1
+
+
+class Words:
+    """`w7` is token 7; a begin token stands before a text by default."""
+
+    def __init__(self, size=100):
+        vocabulary = {"<s>": BEGIN, "<unk>": UNKNOWN} | {f"w{index}": index for index in range(2, size)}
+        self.inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token of another kind
+        self.inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        self.inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
+        self.calls = []
+
+    def __call__(self, text, *, add_special_tokens=True, verbose=True):
+        self.calls.append(SimpleNamespace(text=text, special=add_special_tokens, verbose=verbose))
+        return SimpleNamespace(input_ids=self.inner.encode(text, add_special_tokens=add_special_tokens).ids)
+
+
+@pytest.fixture
+def tokenizer():
+    return Words()

@@ -1,0 +1,253 @@
+# ruff: noqa: S311 - the papers' windows come from this generator
+import hashlib
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from eggs_ptp.calibration import windows as module
+from eggs_ptp.calibration.windows import calibration_windows, consecutive_windows
+from eggs_ptp.core.seed import generator_for
+from eggs_ptp.errors import CalibrationError
+from eggs_ptp.recipe.recipe import CalibrationSpec
+
+LONG, SHORT = 40, 5
+
+
+@pytest.fixture
+def texts():
+    draw = random.Random(7)
+    sizes = [SHORT, LONG, SHORT, LONG + 9, 8, LONG + 3]
+    return [" ".join(f"w{draw.randint(2, 99)}" for _ in range(size)) for size in sizes]
+
+
+@pytest.fixture
+def file(tmp_path, texts):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def drawn(tokenizer, builtin=None, *, seqlen=16, seed=0, vocab_size=100, **spec):
+    return calibration_windows(
+        CalibrationSpec(**spec), tokenizer, seqlen=seqlen, seed=seed, vocab_size=vocab_size, builtin=builtin
+    )
+
+
+def refusal(*args, **options):
+    with pytest.raises(CalibrationError) as caught:
+        drawn(*args, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_packed_windows_are_stretches_of_the_joined_text(tokenizer, texts, file):
+    windows = drawn(tokenizer, text=file, nsamples=9)
+    whole = [0, *(int(word[1:]) for text in texts for word in text.split())]
+    starts = torch.randint(len(whole) - 16 + 1, (9,), generator=generator_for(0, "calibration"))
+    assert windows.tokens.tolist() == [whole[start : start + 16] for start in starts.tolist()]
+    assert windows.tokens.dtype == torch.int64
+    assert (windows.sampling, windows.documents, windows.text_tokens) == ("packed", len(texts), len(whole))
+    assert windows.source == file
+
+
+def test_every_start_can_be_drawn(tokenizer, file):
+    windows = drawn(tokenizer, ["w2 w3 w4 w5"], seqlen=3, nsamples=60)
+    assert {tuple(window) for window in windows.tokens.tolist()} == {(0, 2, 3), (2, 3, 4), (3, 4, 5)}
+
+
+def test_a_text_of_just_one_window(tokenizer):
+    assert drawn(tokenizer, ["w2 w3"], seqlen=3, nsamples=1).tokens.tolist() == [[0, 2, 3]]
+
+
+def test_the_seed_decides(tokenizer, file):
+    first, again, other = (drawn(tokenizer, text=file, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.tokens, again.tokens)
+    assert first.digest == again.digest != other.digest
+
+
+def test_the_spec_s_seqlen_goes_before_the_default(tokenizer, file):
+    assert drawn(tokenizer, text=file, seqlen=16, nsamples=3).tokens.shape == (3, 16)
+    spec = CalibrationSpec(text=file, seqlen=7, nsamples=3)
+    assert calibration_windows(spec, tokenizer, seqlen=16, seed=0, vocab_size=100).tokens.shape == (3, 7)
+
+
+def test_documents_follow_the_papers_rule(tokenizer, texts, file):
+    windows = drawn(tokenizer, text=file, sampling="documents", nsamples=20, seqlen=LONG, seed=3)
+    random.seed(3)
+    expected = []
+    for _ in range(20):
+        while True:
+            ids = tokenizer(texts[random.randint(0, len(texts) - 1)]).input_ids
+            if len(ids) > LONG:
+                break
+        start = random.randint(0, len(ids) - LONG - 1)
+        expected.append(ids[start : start + LONG])
+    assert windows.tokens.tolist() == expected
+    assert (windows.sampling, windows.documents) == ("documents", len(texts))
+    assert windows.text_tokens == sum(len(tokenizer(text).input_ids) for text in texts)
+
+
+def test_documents_leave_the_process_s_random_numbers_alone(tokenizer, file):
+    random.seed(5)
+    state = random.getstate()
+    drawn(tokenizer, text=file, sampling="documents")
+    assert random.getstate() == state
+
+
+def test_documents_none_longer_than_a_window(tokenizer, texts, file):
+    longest = LONG + 10
+    assert refusal(tokenizer, text=file, sampling="documents", seqlen=longest) == (
+        f"{file}: none of the 6 documents is longer than a window of {longest} tokens, the longest has {longest}; use "
+        "sampling packed (--set calibration.sampling=packed) or a smaller --seqlen"
+    )
+    assert drawn(tokenizer, text=file, sampling="documents", seqlen=longest - 1).tokens.shape[1] == longest - 1
+
+
+def test_fewer_tokens_than_one_window(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("w2 w3")
+    assert refusal(tokenizer, text=str(path), seqlen=4) == (
+        f"{path}: 3 tokens are fewer than one window of 4; give more text or a smaller --seqlen"
+    )
+
+
+def test_the_builtin_text_is_used_where_it_is_given(tokenizer):
+    for text in (None, "demo"):
+        windows = drawn(tokenizer, ["w2 w3", "w4"], text=text, seqlen=4, nsamples=1)
+        assert windows.tokens.tolist() == [[0, 2, 3, 4]]
+        assert (windows.source, windows.documents) == ("the built-in text", 2)
+    assert refusal(tokenizer, []) == "the built-in text holds no document; give a text with some"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "whole"),
+    [
+        ({}, "allenai/c4", False),
+        ({"sampling": "documents"}, "allenai/c4", True),
+        ({"text": "owner/set"}, "owner/set", False),
+    ],
+)
+def test_the_hub_is_asked_otherwise(tokenizer, texts, monkeypatch, spec, name, whole):
+    asked = []
+
+    def hub_documents(name, **options):
+        asked.append((name, options["whole"], options["field"]))
+        return texts
+
+    monkeypatch.setattr(module, "hub_documents", hub_documents)
+    assert drawn(tokenizer, **spec).source == name
+    assert asked == [(name, whole, "text")]
+
+
+def test_a_stream_that_was_cut_is_said(tokenizer, texts, monkeypatch):
+    monkeypatch.setattr(module, "hub_documents", lambda name, **options: texts)
+    monkeypatch.setattr(module, "FIRST", len(texts))
+    assert drawn(tokenizer).source == "allenai/c4, first 6 documents"
+
+
+def test_a_file_goes_before_a_data_set_of_the_same_name(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "set").write_text("w2 w3 w4")
+    assert drawn(tokenizer, text="owner/set", seqlen=3).source == "owner/set"
+
+
+def test_names_that_are_neither(tokenizer):
+    assert refusal(tokenizer, text="c4") == (
+        "there is no file c4; data sets of the hub are named owner/name, such as allenai/c4"
+    )
+    assert refusal(tokenizer, text="data/no.jsonl") == "there is no file data/no.jsonl; check the name"
+
+
+def test_a_model_without_a_tokenizer(file):
+    assert refusal(None, text=file).startswith("the model has no tokenizer, so text cannot be turned into tokens")
+
+
+def test_tokens_that_the_model_does_not_have(tokenizer, file):
+    assert refusal(tokenizer, ["w2 w99 w3"], vocab_size=99, seqlen=4) == (
+        "the built-in text: token id 99 is outside the model's vocabulary of 99; "
+        "the tokens must come from the model's own tokenizer"
+    )
+
+
+def saved(tmp_path, array):
+    np.save(tmp_path / "ids.npy", array)
+    return str(tmp_path / "ids.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_token_windows_take_the_place_of_nsamples_and_seqlen(tmp_path, dtype):
+    array = np.arange(12, dtype=dtype).reshape(3, 4)
+    path = saved(tmp_path, array)
+    windows = drawn(None, text=path, nsamples=7, seqlen=2)
+    assert windows.tokens.tolist() == array.tolist()
+    assert windows.source == f"{path} (3 windows of 4 token ids, in place of nsamples and seqlen)"
+    assert (windows.sampling, windows.documents, windows.text_tokens) == ("given", 0, 12)
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros(4, int), "expected token windows of shape (nsamples, seqlen), came (4,)"),
+        (np.zeros((0, 4), int), "expected token windows of shape (nsamples, seqlen), came (0, 4)"),
+        (np.zeros((4, 1), int), "expected token windows of shape (nsamples, seqlen), came (4, 1)"),
+        (np.zeros((2, 3, 4), int), "expected token windows of shape (nsamples, seqlen), came (2, 3, 4)"),
+        (np.zeros((2, 3)), "expected integer token ids, came float64"),
+        (np.zeros((2, 3), bool), "expected integer token ids, came bool"),
+    ],
+)
+def test_arrays_that_are_no_token_windows(tmp_path, array, told):
+    path = saved(tmp_path, array)
+    assert refusal(None, text=path) == f"{path}: {told}"
+
+
+@pytest.mark.parametrize("bad", [-1, 100])
+def test_token_windows_outside_the_vocabulary(tmp_path, bad):
+    path = saved(tmp_path, np.array([[0, bad], [1, 2]]))
+    assert f"token id {bad} is outside the model's vocabulary of 100" in refusal(None, text=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[[1, 2]]"])
+def test_files_that_are_no_arrays(tmp_path, content):
+    path = tmp_path / "ids.npy"
+    path.write_bytes(content)
+    assert refusal(None, text=str(path)).startswith(f"{path} cannot be read as a NumPy array of token ids: ")
+
+
+def test_pickled_arrays_are_not_opened(tmp_path):
+    path = saved(tmp_path, np.array([[1, "a"]], dtype=object))
+    assert refusal(None, text=path).startswith(f"{path} cannot be read as a NumPy array of token ids: Object arrays")
+
+
+def test_a_missing_array(tmp_path):
+    assert refusal(None, text=str(tmp_path / "no.npy")) == f"there is no file {tmp_path / 'no.npy'}; check the name"
+
+
+def test_records(tmp_path):
+    windows = drawn(None, text=saved(tmp_path, np.array([[1, 2, 3], [4, 5, 6]])))
+    digest = hashlib.sha256(b"".join(number.to_bytes(8, "little") for number in range(1, 7))).hexdigest()
+    assert windows.to_dict() == {
+        "source": windows.source,
+        "sampling": "given",
+        "nsamples": 2,
+        "seqlen": 3,
+        "documents": 0,
+        "text_tokens": 6,
+        "sha256": digest,
+    }
+
+
+def test_consecutive_windows_drop_the_tail():
+    tokens = torch.arange(11)
+    assert consecutive_windows(tokens, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert consecutive_windows(tokens, 4, limit=1).tolist() == [[0, 1, 2, 3]]
+    assert consecutive_windows(tokens, 11).shape == (1, 11)
+
+
+def test_consecutive_windows_of_too_short_a_text():
+    with pytest.raises(CalibrationError) as caught:
+        consecutive_windows(torch.arange(3), 4, source="a.txt")
+    assert str(caught.value) == ("a.txt: 3 tokens are fewer than one window of 4; give more text or a smaller --seqlen")

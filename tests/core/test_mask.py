@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import selection
+
+from eggs_ptp.core.mask import density, keep_top, satisfies, violations
+from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.errors import PatternError
+
+PATTERNS = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(3, 4), Pattern(4, 8), Pattern(5, 16), Pattern(9, 20)]
+
+
+def tied(seed: int, rows: int, columns: int) -> torch.Tensor:
+    """Few different values, so that most groups hold equal ones."""
+    return torch.randint(0, 4, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_groups_keep_what_the_loop_keeps(pattern, seed):
+    score = tied(seed, 5, 3 * pattern.group)
+    mask = keep_top(score, pattern)
+    assert mask.tolist() == selection.by_group(score.tolist(), pattern.keep, pattern.group)
+    assert satisfies(mask, pattern)
+
+
+@pytest.mark.parametrize("sparsity", [0.01, 0.25, 0.5, 0.6, 0.99])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_rows_and_layers_prune_the_exact_count_of_what_the_loop_prunes(sparsity, seed):
+    score = tied(seed, 4, 10)
+    pattern = Unstructured(sparsity)
+    by_row = keep_top(score, pattern, group="row")
+    by_layer = keep_top(score, pattern, group="layer")
+    assert by_row.tolist() == selection.by_row(score.tolist(), round(10 * sparsity))
+    assert by_layer.tolist() == selection.by_layer(score.tolist(), round(40 * sparsity))
+
+
+@pytest.mark.parametrize("sparsity", [0.01, 0.29, 0.5, 0.6, 0.99])
+def test_original_counts_truncate_rows_and_prune_one_too_many_of_a_layer(sparsity):
+    score = torch.rand(4, 10, generator=torch.Generator().manual_seed(0))
+    pattern = Unstructured(sparsity)
+    by_row = keep_top(score, pattern, group="row", count="original")
+    by_layer = keep_top(score, pattern, group="layer", count="original")
+    assert by_row.tolist() == selection.by_row(score.tolist(), int(10 * sparsity))
+    assert by_layer.tolist() == selection.by_layer_threshold(score.tolist(), sparsity)
+    assert int((~by_layer).sum()) == int(40 * sparsity) + 1
+
+
+def test_the_count_does_not_suffer_from_binary_fractions():
+    score = torch.rand(3, 100)
+    assert int(100 * 0.29) == 28
+    assert ((~keep_top(score, Unstructured(0.29))).sum(1) == 29).all()
+    assert ((~keep_top(score, Unstructured(0.29), count="original")).sum(1) == 28).all()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_of_equal_scores_the_lower_columns_go(pattern):
+    mask = keep_top(torch.ones(2, pattern.group), pattern)
+    assert mask.tolist() == [[False] * (pattern.group - pattern.keep) + [True] * pattern.keep] * 2
+
+
+def test_of_equal_scores_in_a_layer_the_earlier_rows_go():
+    mask = keep_top(torch.zeros(2, 3), Unstructured(0.5), group="layer")
+    assert mask.tolist() == [[False] * 3, [True] * 3]
+
+
+def test_memory_layout_does_not_matter():
+    score = tied(0, 40, 8)
+    for pattern in (Pattern(2, 4), Pattern(9, 20), Unstructured(0.3)):
+        assert torch.equal(keep_top(score.T, pattern), keep_top(score.T.contiguous(), pattern))
+
+
+def test_a_width_that_cannot_be_cut_is_refused():
+    with pytest.raises(PatternError, match="10 input features"):
+        keep_top(torch.rand(2, 10), Pattern(2, 4))
+    with pytest.raises(PatternError, match="10 input features"):
+        satisfies(torch.ones(2, 10, dtype=torch.bool), Pattern(2, 4))
+
+
+def test_satisfies_wants_exactly_n_and_violations_counts_groups_with_more():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0]]).bool()
+    pattern = Pattern(2, 4)
+    assert not satisfies(mask, pattern)
+    assert violations(mask, pattern) == 1
+    assert violations(mask[:1], pattern) == 0
+    assert satisfies(mask[:1, :4], pattern)
+    assert density(mask) == 8 / 16

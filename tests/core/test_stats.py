@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import scores as oracle
+from torch.testing import assert_close
+
+from eggs_ptp.core.stats import STATISTICS, Moments
+from eggs_ptp.errors import CalibrationError, NumericsError
+
+EVERY = frozenset(name for name, statistic in STATISTICS.items() if statistic.side == "input")
+WIDTH = 6
+
+
+def activation(tokens: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, WIDTH, generator=generator) * torch.arange(1, WIDTH + 1) + 3.0
+
+
+def moments_of(*batches: torch.Tensor, wanted: frozenset[str] = EVERY) -> Moments:
+    moments = Moments(WIDTH, wanted)
+    for batch in batches:
+        moments.add(batch)
+    return moments
+
+
+def test_every_statistic_is_what_its_formula_says():
+    x = activation(50)
+    moments, exact = moments_of(x), x.double()
+    assert moments.tokens == 50
+    assert_close(moments.read("input_norm", "m"), torch.tensor(oracle.input_norm(x.double().tolist())))
+    assert_close(moments.read("input_mean", "m"), exact.mean(0).float())
+    assert_close(moments.read("input_var", "m"), exact.var(0, correction=0).float())
+    assert_close(moments.read("gram", "m"), (exact.T @ exact / 50).float())
+
+
+@given(st.lists(st.integers(0, 40), max_size=4), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_batch_split_does_not_matter(cuts, seed):
+    x = activation(40, seed)
+    whole, split = moments_of(x), moments_of(*x.tensor_split(sorted(cuts)))
+    assert split.tokens == 40
+    for statistic in EVERY:
+        tolerance = 1e-5 if statistic == "gram" else 1e-7
+        ours, theirs = split.read(statistic, "m"), whole.read(statistic, "m")
+        assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_shape_and_merging_do_not_matter():
+    x = activation(24)
+    merged = moments_of(x[:10])
+    merged.merge(moments_of(x[10:]))
+    for other in (merged, moments_of(x.view(2, 3, 4, WIDTH))):
+        assert other.tokens == 24
+        for statistic in EVERY:
+            assert_close(other.read(statistic, "m"), moments_of(x).read(statistic, "m"))
+
+
+def test_half_precision_is_squared_in_float32():
+    x = torch.full((4, WIDTH), 300.0, dtype=torch.float16)  # 300^2 is more than float16 holds
+    assert_close(moments_of(x).read("input_norm", "m"), torch.full((WIDTH,), 300.0))
+
+
+def test_what_nobody_wants_is_not_collected():
+    assert set(moments_of(wanted=frozenset({"input_norm"})).sums) == {"square"}
+    assert moments_of(wanted=frozenset()).sums == {}
+
+
+def test_no_token_is_refused_by_name():
+    with pytest.raises(CalibrationError, match=r"experts\.7"):
+        moments_of().read("input_norm", "experts.7")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_refused_with_name_and_count(bad):
+    x = activation(5)
+    x[2, 1] = x[4, 3] = bad
+    with pytest.raises(NumericsError, match=r"layers\.0: 2 of 6"):
+        moments_of(x).read("input_norm", "layers.0")

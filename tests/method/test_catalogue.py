@@ -1,0 +1,63 @@
+"""The catalogue: every row is a method that can be run, found by name and written down."""
+
+import json
+import re
+
+import pytest
+
+from eggs_ptp.errors import MethodError
+from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS, find_method
+from eggs_ptp.method.method import Method
+
+WITHOUT_CALIBRATION = {"magnitude", "ri"}
+
+
+def test_the_promised_rows_are_there():
+    assert {"magnitude", "wanda", "ri", "ria", "ria_cp", "eggs_paper", "eggs"} <= METHODS.keys()
+    assert DEFAULT_METHOD == "eggs"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_binds_and_its_record_makes_the_same_method_again(name):
+    row = METHODS[name]
+    assert row.name == name
+    assert row.title
+    assert row.source
+    record = json.loads(json.dumps(row.to_dict()))
+    again = Method(name, "", "", {}).with_options(record["steps"])
+    assert again.to_dict() == record == row.to_dict()
+    bound, other = row.bind(), again.bind()
+    assert [(s.name, s.function, dict(s.options)) for s in bound.steps.values()] == [
+        (s.name, s.function, dict(s.options)) for s in other.steps.values()
+    ]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_calibration_is_asked_for_by_the_methods_that_use_it(name):
+    assert bool(METHODS[name].bind().statistics) == (name not in WITHOUT_CALIBRATION)
+
+
+def test_the_reading_of_the_paper_is_the_recommended_one():
+    steps = METHODS["eggs_paper"].to_dict()["steps"]
+    assert steps["score"] == {"name": "ria", "alpha": 0.5}
+    assert (steps["permute"]["dealing"], steps["permute"]["assign"]) == ("serpentine", False)
+    assert (steps["select"]["B"], steps["select"]["diagonal"], steps["select"]["block"]) == (5, "circulant", "square")
+
+
+@pytest.mark.parametrize("written", ["eggs_paper", "eggs-paper", " EGGS-Paper "])
+def test_a_method_is_found_however_it_is_written(written):
+    assert find_method(written) is METHODS["eggs_paper"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("eggz", "no method is named 'eggz', did you mean 'eggs'?; known: magnitude, wanda, "),
+        ("ria-pc", "no method is named 'ria-pc', did you mean 'ria_cp'?"),
+        ("xyzzy", "no method is named 'xyzzy'; known: "),
+        ("", "no method is named ''; known: "),
+    ],
+)
+def test_an_unknown_method_is_named_with_the_nearest(name, message):
+    with pytest.raises(MethodError, match=re.escape(message)):
+        find_method(name)

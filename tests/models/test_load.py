@@ -1,0 +1,93 @@
+"""Skeletons, whole models and tokenizers, and what cannot be one."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import FAMILIES
+
+from eggs_ptp.errors import ModelError
+from eggs_ptp.models.load import load_model, load_skeleton, load_tokenizer
+
+
+@pytest.fixture
+def model(tiny, tmp_path):
+    return shutil.copytree(tiny("llama"), tmp_path / "model")
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_skeleton_has_the_structure_and_no_weights(tiny, model_type):
+    skeleton = load_skeleton(tiny(model_type))
+    assert skeleton.family.model_type == model_type
+    assert len(skeleton.blocks) == 2
+    assert skeleton.model.get_submodule(skeleton.block_name(1)) is skeleton.blocks[1]
+    assert (skeleton.hidden_size, skeleton.context, skeleton.vocab_size) == (32, 128, 258)
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    assert not any(buffer.is_meta for buffer in skeleton.model.buffers())  # such as rotary frequencies
+    assert not any(parameter.requires_grad for parameter in skeleton.model.parameters())
+    assert not skeleton.model.training
+    assert skeleton.inner is skeleton.model.model
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_ties_stand_for_each_other(tiny, model_type):
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    assert load_skeleton(tiny(model_type, tie=True)).ties == {head: embedding, embedding: head}
+    assert load_skeleton(tiny(model_type)).ties == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "architecture 'gpt2' is not supported; supported model types: llama, mistral, qwen2"),
+        ({"hidden_size": "wide"}, "cannot build this model (StrictDataclassFieldValidationError"),
+        ({"hidden_act": "no_such"}, "transformers cannot build this model (KeyError"),
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused(model, changes, message):
+    edit(model, **changes)
+    with pytest.raises(ModelError, match=re.escape(message)) as caught:
+        load_skeleton(model)
+    assert str(model) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_whole_model_holds_the_stored_weights(tiny, model_type, tie):
+    folder = tiny(model_type, tie=tie, dtype=torch.bfloat16)
+    loaded = load_model(folder)
+    assert not loaded.training
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert load_model(folder, dtype=torch.float32).dtype == torch.float32
+
+
+def test_weights_are_never_made_up(model):
+    edit(model, num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"9 tensors that config\.json asks for are not in the checkpoint, such as mo"):
+        load_model(model)
+
+
+def test_weights_of_another_shape_are_refused(model):
+    edit(model, intermediate_size=96)
+    with pytest.raises(ModelError, match="transformers cannot load this model") as caught:
+        load_model(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_is_loaded_or_its_absence_named(model):
+    assert load_tokenizer(model)("abc").input_ids == [64, 65, 66]
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="no tokenizer that transformers can load") as caught:
+        load_tokenizer(model)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,45 @@
+"""Families as data: every linear of a block is known, under the activation that it really reads."""
+
+import re
+
+import pytest
+import torch
+from tiny import FAMILIES
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from eggs_ptp.errors import ModelError
+from eggs_ptp.models.table import FAMILIES as TABLE
+from eggs_ptp.models.table import family_for
+
+
+def test_every_supported_family_is_tested():
+    assert set(TABLE) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_family_names_every_linear_of_a_block_in_running_order(tiny, model_type):
+    family = family_for(model_type, "here")
+    model = AutoModelForCausalLM.from_pretrained(tiny(model_type)).eval()
+    ran: list[str] = []
+    inputs: dict[str, torch.Tensor] = {}
+    for path, module in model.get_submodule(family.blocks)[1].named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _m, args, path=path: (ran.append(path), inputs.update({path: args[0]}))[0]
+            )
+    with torch.no_grad():
+        model(torch.arange(12)[None])
+    assert ran == [linear.path for linear in family.linears]
+    for one in family.linears:
+        for other in family.linears:
+            same = inputs[one.path].shape == inputs[other.path].shape and torch.equal(
+                inputs[one.path], inputs[other.path]
+            )
+            assert same == (one.reads == other.reads)
+
+
+def test_an_unsupported_architecture_lists_the_supported_ones():
+    message = "models/x: architecture 'gpt2' is not supported; supported model types: llama, mistral, qwen2, qwen3"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        family_for("gpt2", "models/x")

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from eggs_ptp.core.mask import keep_top
+from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.errors import MethodError
+from eggs_ptp.method.step import Step
+from eggs_ptp.select.top import top
+
+SCORE = torch.rand(6, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 7.0)[:, None]
+
+
+@pytest.mark.parametrize("count", ["exact", "original"])
+def test_the_group_decides_what_an_unstructured_mask_compares(count):
+    pattern = Unstructured(0.6)
+    by_row, by_layer = top(SCORE, pattern, group="row", count=count), top(SCORE, pattern, group="layer", count=count)
+    assert torch.equal(by_row, keep_top(SCORE, pattern, group="row", count=count))
+    assert torch.equal(by_layer, keep_top(SCORE, pattern, group="layer", count=count))
+    assert len(set(by_row.sum(1).tolist())) == 1
+    assert len(set(by_layer.sum(1).tolist())) > 1
+
+
+def test_an_nm_mask_has_its_own_groups():
+    want = keep_top(SCORE, Pattern(2, 4))
+    for options in ({}, {"group": "layer"}, {"count": "original"}):
+        assert torch.equal(top(SCORE, Pattern(2, 4), **options), want)
+
+
+@pytest.mark.parametrize("options", [{"group": "column"}, {"count": "rounded"}, {"groups": "row"}])
+def test_other_options_are_refused(options):
+    with pytest.raises(MethodError, match=r"steps\.select"):
+        Step("top", options).bind("select")
+
+
+def test_any_pattern_will_do():
+    assert not Step("top").bind("select").nm_only
