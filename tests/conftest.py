@@ -8,7 +8,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import torch
 from tiny import tiny_model
+
+torch.set_num_threads(1)  # tiny tensors: two threads would only wait for each other
 
 SHARED = Path(os.environ.get("EGGS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -45,6 +45,7 @@ def main() -> None:
     facts: dict[str, Any] = {
         "seed": arguments.seed,
         "steps": arguments.steps,
+        "threads": arguments.threads,
         "learning_rate": arguments.learning_rate,
         "batch_tokens": BATCH * CONTEXT,
         "text": {"train_sources": [*RUNTIME_SOURCES, *PACKAGES], "evaluation_sources": list(RUNTIME_SOURCES)},
@@ -288,7 +289,65 @@ def report(folder: Path, facts: dict[str, Any], tokenizer: PreTrainedTokenizerFa
     facts["sample"] = sample(stored, tokenizer)
     facts["held_out_perplexity_bf16_arithmetic"] = round(perplexity(stored.to(torch.bfloat16), evaluation), 3)
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "TRAINING.md").write_text(written_log(facts))
     print(json.dumps({key: value for key, value in facts.items() if key != "log"}, indent=1), flush=True)
+
+
+def written_log(facts: dict[str, Any]) -> str:
+    """The same figures for a reader."""
+    dense, pruned = facts["held_out_perplexity"], facts["held_out_perplexity_2_4_magnitude"]
+    kept = min(facts["log"], key=lambda entry: entry["held_out_perplexity"])
+    tokens = facts["steps"] * facts["batch_tokens"]
+    rows = "\n".join(
+        f"| {entry['step']} | {entry['epochs']:.2f} | {entry['train_perplexity']:.1f} "
+        f"| {entry['held_out_perplexity']:.1f} | {entry['held_out_perplexity_2_4_magnitude']:.1f} |"
+        for entry in facts["log"]
+    )
+    quoted = "\n".join(f"> {line}" for line in facts["sample"].splitlines())
+    return f"""# How the demo model was trained
+
+Written by `training/train_demo.py --steps {facts["steps"]} --seed {facts["seed"]}`;
+`training.json` holds the same figures.
+
+| | |
+|---|---|
+| parameters | {facts["parameters"]:,} |
+| training text | {facts["train_characters"]:,} characters, {facts["train_tokens"]:,} tokens |
+| training sources | {", ".join(facts["text"]["train_sources"])} |
+| held-out text | {facts["evaluation_characters"]:,} characters, {facts["evaluation_tokens"]:,} tokens \
+(the `evaluation` split of {" and ".join(facts["text"]["evaluation_sources"])}) |
+| tokens seen | {tokens:,} in {facts["steps"]:,} steps of {facts["batch_tokens"]:,} \
+({tokens / facts["train_tokens"]:.1f} epochs) |
+| kept step | {kept["step"]:,} |
+| seed | {facts["seed"]} |
+| seconds | {facts["seconds"]:,.0f} on {facts["threads"]} thread(s) of a busy machine, measurements included |
+| interpreter | {facts["interpreter"]} |
+| packages | {", ".join(f"{name} {number}" for name, number in facts["packages"].items())} |
+
+## Held-out perplexity
+
+Documents joined by a blank line, cut into windows of {CONTEXT} tokens, each scored from its second token.
+
+| weights as stored (bfloat16) | perplexity |
+|---|---|
+| computed in float32 | {dense:.2f} |
+| computed in bfloat16 | {facts["held_out_perplexity_bf16_arithmetic"]:.2f} |
+| after 2:4 magnitude pruning of the blocks' linears, in float32 | {pruned:.2f} ({pruned / dense:.2f}x) |
+
+## A sample
+
+Sixty tokens at temperature 0.7 after "{PROMPT}":
+
+{quoted}
+
+## The course of it
+
+Held-out figures here are over every fourth window and the unrounded weights.
+
+| step | epochs | training perplexity | held-out | held-out, 2:4 magnitude |
+|---|---|---|---|---|
+{rows}
+"""
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from eggs_ptp.engine.plan import Plan, plan_run
 from eggs_ptp.engine.run import BlockResult, Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.usage import MemoryWatch
-from eggs_ptp.errors import CalibrationError, ModelError
-from eggs_ptp.evaluate.perplexity import Perplexity, Protocol, perplexity
+from eggs_ptp.errors import CalibrationError, ModelError, RecipeError
+from eggs_ptp.evaluation.perplexity import Perplexity, Protocol, perplexity
 from eggs_ptp.models.folder import find_folder, read_config
 from eggs_ptp.models.load import Skeleton, load_model, load_skeleton, load_tokenizer
+from eggs_ptp.recipe.read import read_recipe
 from eggs_ptp.recipe.recipe import Recipe
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,8 +37,11 @@ def plan(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    **settings: Any,
 ) -> Plan:
     """Decide what `prune` would do to every matrix, and estimate its cost; no weight is read.
+
+    `settings` are those of `prune`.
 
     Raises:
         EggsError: the model, the recipe or their combination is not possible; see `engine.plan.plan_run`.
@@ -45,7 +49,9 @@ def plan(
     where, kind = _device(device), _dtype(dtype)
     folder = _folder(model, revision)
     skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
-    return plan_run(skeleton, Shards(folder, ties=skeleton.ties), _recipe(model, recipe), device=where, dtype=kind)
+    return plan_run(
+        skeleton, Shards(folder, ties=skeleton.ties), _recipe(model, recipe, settings), device=where, dtype=kind
+    )
 
 
 def prune(
@@ -59,8 +65,12 @@ def prune(
     revision: str | None = None,
     trust_remote_code: bool = False,
     listener: Listener = ignore,
+    **settings: Any,
 ) -> RunRecord:
     """Prune `model` (a folder, a hub name, or `demo`) and write a Hugging Face folder to `output`.
+
+    Say how by a `recipe`, or by `settings`, the keys of one: `method="ria"`, `pattern="4:8"`, `seed=1`,
+    `calibration="text.jsonl"`, `nsamples=64`, `steps={"score": {"alpha": 0.7}}`, ... (see `recipe.read.read_recipe`).
 
     The folder appears when it is whole; if anything fails, nothing is left behind.
 
@@ -69,7 +79,7 @@ def prune(
     """
     start = time.perf_counter()
     with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite) as draft:
-        asked = _recipe(model, recipe)
+        asked = _recipe(model, recipe, settings)
         folder = _folder(model, revision)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
@@ -173,9 +183,11 @@ def _folder(model: str, revision: str | None = None) -> Path:
     return model_folder() if model == DEMO else find_folder(model, revision)
 
 
-def _recipe(model: str, recipe: Recipe | None) -> Recipe:
+def _recipe(model: str, recipe: Recipe | None, settings: dict[str, Any]) -> Recipe:
     """The recipe as asked for; the demo model is calibrated on the text that comes with it."""
-    asked = recipe or Recipe()
+    if recipe is not None and settings:
+        raise RecipeError(f"give a recipe or settings, not both; came a recipe and {', '.join(settings)}")
+    asked = recipe or read_recipe(None, (), **settings)
     if model != DEMO or asked.calibration.text is not None:
         return asked
     return asked.model_copy(update={"calibration": asked.calibration.model_copy(update={"text": DEMO})})

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from eggs_ptp.core.stats import STATISTICS, Moments
 from eggs_ptp.errors import CalibrationError, NumericsError
 
-EVERY = frozenset(name for name, statistic in STATISTICS.items() if statistic.side == "input")
+EVERY = frozenset(STATISTICS)
+BY_TOKEN = EVERY - {"input_var_within"}  # the others know where a window ends
 WIDTH = 6
 
 
@@ -17,7 +18,7 @@ def activation(tokens: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(tokens, WIDTH, generator=generator) * torch.arange(1, WIDTH + 1) + 3.0
 
 
-def moments_of(*batches: torch.Tensor, wanted: frozenset[str] = EVERY) -> Moments:
+def moments_of(*batches: torch.Tensor, wanted: frozenset[str] = BY_TOKEN) -> Moments:
     moments = Moments(WIDTH, wanted)
     for batch in batches:
         moments.add(batch)
@@ -25,13 +26,22 @@ def moments_of(*batches: torch.Tensor, wanted: frozenset[str] = EVERY) -> Moment
 
 
 def test_every_statistic_is_what_its_formula_says():
-    x = activation(50)
-    moments, exact = moments_of(x), x.double()
-    assert moments.tokens == 50
-    assert_close(moments.read("input_norm", "m"), torch.tensor(oracle.input_norm(x.double().tolist())))
-    assert_close(moments.read("input_mean", "m"), exact.mean(0).float())
-    assert_close(moments.read("input_var", "m"), exact.var(0, correction=0).float())
-    assert_close(moments.read("gram", "m"), (exact.T @ exact / 50).float())
+    windows = activation(48).view(4, 12, WIDTH)
+    moments = moments_of(windows, wanted=EVERY)
+    x = windows.double().view(48, WIDTH)
+    norm = torch.tensor(oracle.input_norm(x.tolist()))
+    want = {
+        "input_norm": norm,
+        "output_norm": norm,
+        "input_mean": x.mean(0).float(),
+        "input_var": x.var(0, correction=0).float(),
+        "input_var_within": windows.double().var(1, correction=0).mean(0).float(),
+        "gram": (x.T @ x / 48).float(),
+    }
+    assert moments.tokens == 48
+    assert want.keys() == EVERY
+    for statistic, value in want.items():
+        assert_close(moments.read(statistic, "m"), value)
 
 
 @given(st.lists(st.integers(0, 40), max_size=4), st.integers(0, 1000))
@@ -40,7 +50,7 @@ def test_the_batch_split_does_not_matter(cuts, seed):
     x = activation(40, seed)
     whole, split = moments_of(x), moments_of(*x.tensor_split(sorted(cuts)))
     assert split.tokens == 40
-    for statistic in EVERY:
+    for statistic in BY_TOKEN:
         tolerance = 1e-5 if statistic == "gram" else 1e-7
         ours, theirs = split.read(statistic, "m"), whole.read(statistic, "m")
         assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
@@ -52,8 +62,16 @@ def test_shape_and_merging_do_not_matter():
     merged.merge(moments_of(x[10:]))
     for other in (merged, moments_of(x.view(2, 3, 4, WIDTH))):
         assert other.tokens == 24
-        for statistic in EVERY:
+        for statistic in BY_TOKEN:
             assert_close(other.read(statistic, "m"), moments_of(x).read(statistic, "m"))
+
+
+def test_the_variance_within_windows_does_not_depend_on_how_windows_are_batched():
+    windows, within = activation(24).view(4, 6, WIDTH), frozenset({"input_var_within"})
+    whole = moments_of(windows, wanted=within).read("input_var_within", "m")
+    split = moments_of(windows[0], windows[1:], wanted=within).read("input_var_within", "m")
+    assert_close(split, whole)
+    assert (whole < moments_of(windows, wanted=EVERY).read("input_var", "m")).all()
 
 
 def test_half_precision_is_squared_in_float32():

@@ -25,7 +25,8 @@ def test_blocks_run_one_by_one_give_the_models_hidden_states(tiny, model_type, d
     with torch.no_grad():
         model(tokens, use_cache=False)
 
-    skeleton, shards = load_skeleton(folder), Shards(folder, ties=skeleton.ties)
+    skeleton = load_skeleton(folder)
+    shards = Shards(folder, ties=skeleton.ties)
     hidden, kwargs = capture(skeleton, shards, tokens, torch.float32, CPU, batch=2)
     for index, block in enumerate(skeleton.blocks):
         with resident(block, skeleton.block_name(index), shards, torch.float32, CPU), torch.no_grad():
@@ -36,7 +37,8 @@ def test_blocks_run_one_by_one_give_the_models_hidden_states(tiny, model_type, d
 
 def test_a_skeleton_holds_no_weights_before_and_after(tiny):
     folder = tiny("llama")
-    skeleton, shards = load_skeleton(folder), Shards(folder, ties=skeleton.ties)
+    skeleton = load_skeleton(folder)
+    shards = Shards(folder, ties=skeleton.ties)
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
     capture(skeleton, shards, torch.zeros(1, 8, dtype=torch.long), torch.float32, CPU, batch=1)
     with resident(skeleton.blocks[0], "model.layers.0", shards, torch.float32, CPU):

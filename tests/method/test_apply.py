@@ -1,6 +1,7 @@
 """One matrix, or the readers of one activation, through a method's steps."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ def _random(*shape, seed):
 WEIGHTS = {"q": _random(24, COLUMNS, seed=1), "k": _random(12, COLUMNS, seed=2), "v": _random(16, COLUMNS, seed=3)}
 GRAM = _random(COLUMNS, COLUMNS, seed=4)
 STATISTICS = {"input_norm": _random(COLUMNS, seed=5).exp(), "gram": GRAM @ GRAM.T}
+OUTPUT_NORMS = {name: _random(len(weight), seed=6).exp() for name, weight in WEIGHTS.items()}
 
 
 def jobs(method="ria_cp", pattern=TWO_OF_FOUR, **weights):
@@ -34,8 +36,12 @@ def jobs(method="ria_cp", pattern=TWO_OF_FOUR, **weights):
     return [Job(name, weight, pattern, bound) for name, weight in (weights or WEIGHTS).items()]
 
 
+def statistic(matrix, name):
+    return OUTPUT_NORMS[matrix] if name == "output_norm" else STATISTICS[name]
+
+
 def prune(given, *, seed=0, share_order=True):
-    return prune_readers(given, STATISTICS.__getitem__, seed=seed, share_order=share_order)
+    return prune_readers(given, statistic, seed=seed, share_order=share_order)
 
 
 def row(**steps):
@@ -156,17 +162,18 @@ def test_a_dead_channel_an_empty_row_and_equal_scores_are_no_error():
 
 def test_steps_after_the_permutation_see_data_in_its_order(own):
     module = own(
-        "def look(score, weight, pattern, input_norm, gram):\n"
-        "    look.seen = (score, weight, input_norm, gram)\n"
+        "def look(score, weight, pattern, input_norm, gram, output_norm):\n"
+        "    look.seen = (score, weight, input_norm, gram, output_norm)\n"
         "    return torch.tensor([True, True, False, False]).repeat(weight.shape[0], weight.shape[1] // 4)"
     )
     result = prune(jobs(METHODS["ria_cp"].replace(select=Step(f"{module}:look")), q=WEIGHTS["q"]))["q"]
-    score, weight, norm, gram = __import__(module).look.seen
+    score, weight, norm, gram, output_norm = sys.modules[module].look.seen
     order = result.order
     assert torch.equal(weight, WEIGHTS["q"][:, order])
     assert torch.equal(score, ria_of(WEIGHTS["q"])[:, order])
     assert torch.equal(norm, STATISTICS["input_norm"][order])
     assert torch.equal(gram, STATISTICS["gram"][order][:, order])
+    assert torch.equal(output_norm, OUTPUT_NORMS["q"])  # outputs stay where they are
     assert result.mask[:, order[:4]].tolist() == [[True, True, False, False]] * 24
 
 
@@ -213,6 +220,14 @@ def test_a_step_that_breaks_its_promise_is_named(own, slot, source, error, messa
     steps = {"score": Step("magnitude"), "select": Step("top"), slot: Step(f"{own(source)}:f")}
     with pytest.raises(error, match=re.escape(message)):
         prune(jobs(row(**steps), q=WEIGHTS["q"]))
+
+
+def test_a_refine_step_may_ask_for_the_role(own):
+    module = own("def f(mask, role):\n    return ~mask if role == 'mlp' else mask")
+    bound = METHODS["wanda"].replace(refine=Step(f"{module}:f")).bind()
+    given = [Job(role, WEIGHTS["q"], TWO_OF_FOUR, bound, role) for role in ("attention", "mlp")]
+    pruned = prune(given)
+    assert torch.equal(pruned["attention"].mask, ~pruned["mlp"].mask)
 
 
 def test_an_update_step_may_find_its_own_mask(own):

@@ -85,10 +85,16 @@ def test_an_unstructured_pattern_is_refused_where_a_step_needs_groups():
     METHODS["wanda"].bind().check_pattern(Unstructured(0.5), "layers.0.q")
     METHODS["eggs"].bind().check_pattern(Pattern(2, 4), "layers.0.q")
     expander = METHODS["eggs"].replace(permute=None).bind()
-    message = (
-        "layers.0.q: select step 'expander' of method 'eggs' needs an N:M pattern such as 2:4, not the sparsity 0.5"
-    )
+    message = "layers.0.q: select step 'expander' of method 'eggs' needs an N:M pattern such as 2:4, not 0.5"
     with pytest.raises(PatternError, match=re.escape(message)):
         expander.check_pattern(Unstructured(0.5), "layers.0.q")
-    with pytest.raises(PatternError, match="permute step 'deal' of method 'ria_cp' needs an N:M pattern"):
+    with pytest.raises(PatternError, match=r"permute step 'deal' of method 'ria_cp' needs an N:M pattern"):
         RIA_CP.bind().check_pattern(Unstructured(0.5), "layers.0.q")
+
+
+def test_a_pattern_is_refused_where_a_step_needs_a_sparsity(own):
+    module = own("from eggs_ptp.core.pattern import Unstructured\n\n\ndef f(score, pattern: Unstructured): ...")
+    bound = method(score=Step("ria"), select=Step(f"{module}:f")).bind()
+    bound.check_pattern(Unstructured(0.5), "layers.0.q")
+    with pytest.raises(PatternError, match=r"of method 'mine' needs a sparsity such as 0\.5, not 2:4"):
+        bound.check_pattern(Pattern(2, 4), "layers.0.q")

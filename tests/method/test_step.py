@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.pattern import Pattern, Unstructured
 from eggs_ptp.errors import MethodError
 from eggs_ptp.method.step import SLOTS, Step, names
 
@@ -39,11 +39,13 @@ def test_a_bound_step_calls_its_function_with_what_it_reads():
     torch.testing.assert_close(score, (weight.abs() / columns + weight.abs() / rows) * torch.tensor([2.0, 3.0]))
 
 
-def test_a_pattern_annotation_says_whether_unstructured_is_possible():
-    assert Step("expander").bind("select").nm_only
-    assert Step("deal").bind("permute").nm_only
-    assert not Step("top").bind("select").nm_only
-    assert not Step("magnitude").bind("score").nm_only
+def test_a_pattern_annotation_says_which_kind_is_possible(own):
+    assert Step("expander").bind("select").patterns is Pattern
+    assert Step("deal").bind("permute").patterns is Pattern
+    assert Step("top").bind("select").patterns is None
+    assert Step("magnitude").bind("score").patterns is None
+    module = own("from eggs_ptp.core.pattern import Unstructured\n\n\ndef f(score, pattern: Unstructured): ...")
+    assert Step(f"{module}:f").bind("select").patterns is Unstructured
 
 
 def test_with_options_changes_some_and_keeps_the_others():
@@ -117,7 +119,7 @@ def test_an_own_function_without_annotations_is_bound(own):
     module = own("def f(score, pattern, *, any=1):\n    return score")
     bound = Step(f"{module}:f", {"any": "thing"}).bind("select")
     assert bound.options == {"any": "thing"}
-    assert not bound.nm_only
+    assert bound.patterns is None
     assert bound({"score": 5, "pattern": Pattern(2, 4)}.__getitem__) == 5
 
 

@@ -73,7 +73,7 @@ def test_a_whole_model_holds_the_stored_weights(tiny, model_type, tie):
 
 def test_weights_are_never_made_up(model):
     edit(model, num_hidden_layers=3)
-    with pytest.raises(ModelError, match=r"9 tensors that config\.json asks for are not in the checkpoint, such as mo"):
+    with pytest.raises(ModelError, match=r"the checkpoint lacks 9 tensors that config\.json asks for, such as mo"):
         load_model(model)
 
 

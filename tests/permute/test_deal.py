@@ -124,7 +124,7 @@ def test_differences_too_small_for_the_sums_do_not_lower_the_retained_score(seed
 def test_a_width_that_cannot_be_cut_and_an_unstructured_pattern_are_refused():
     with pytest.raises(PatternError, match="10 input features"):
         deal(torch.rand(2, 10), Pattern(2, 4))
-    assert Step("deal").bind("permute").nm_only
+    assert Step("deal").bind("permute").patterns is Pattern
 
 
 @pytest.mark.parametrize("options", [{"blocks": 0}, {"sparsity": 1.0}, {"dealing": "snake"}, {"channel_score": "max"}])

@@ -276,7 +276,7 @@ def test_the_step_says_what_it_needs() -> None:
     bound = Step("expander").bind("select")
     assert bound.data == ("score", "weight", "pattern", "input_norm")
     assert bound.statistics == {"input_norm"}
-    assert bound.nm_only
+    assert bound.patterns is Pattern
     assert bound.options["B"] == 5
     assert bound.options["diagonal"] == "circulant"
     with pytest.raises(PatternError, match="N:M"):

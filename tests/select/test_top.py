@@ -33,4 +33,4 @@ def test_other_options_are_refused(options):
 
 
 def test_any_pattern_will_do():
-    assert not Step("top").bind("select").nm_only
+    assert Step("top").bind("select").patterns is None

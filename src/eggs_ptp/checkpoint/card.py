@@ -17,7 +17,7 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
     errors = [matrix["output_error"] for matrix in record.matrices if matrix["output_error"] is not None]
     permuted = sum(matrix["permuted"] for matrix in record.matrices)
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if base.count("/") == 1 and not Path(base).is_absolute():
+    if base.count("/") == 1 and not Path(base).expanduser().exists():
         front.append(f"base_model: {base}")
     tags = ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]
     front += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]

@@ -83,7 +83,7 @@ def _left_by_demo(folder: Path) -> bool:
 
 def _sample(model: str) -> str:
     from eggs_ptp import api
-    from eggs_ptp.evaluate.generate import sample_text
+    from eggs_ptp.evaluation.generate import sample_text
 
     return sample_text(*api.load(model), PROMPT, tokens=60, temperature=0.7, seed=0)
 

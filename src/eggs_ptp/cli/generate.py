@@ -22,7 +22,7 @@ def generate(
     """Let a model go on from a prompt."""
     from eggs_ptp import api
     from eggs_ptp.cli.terminal import line, print_json
-    from eggs_ptp.evaluate.generate import sample_text
+    from eggs_ptp.evaluation.generate import sample_text
 
     network, tokenizer = api.load(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
     text = sample_text(network, tokenizer, prompt, tokens=tokens, temperature=temperature, seed=seed)

@@ -45,8 +45,9 @@ class Moments:
         """Add a batch of whole windows: `activation` is (windows, tokens, width), or (tokens, width) for one window."""
         x = activation.detach().reshape(-1, self.width).float()  # (tokens, width)
         if "between" in self.sums:
-            windows = x.view(-1, *activation.shape[-2:])  # a 2-D activation is one window
-            self.sums["between"] += windows.mean(1, dtype=torch.float64).square().sum(0) * windows.shape[1]
+            windows = x.view(*activation.shape[:-2][:1] or (1,), activation.shape[-2], self.width)
+            sums = windows.sum(1, dtype=torch.float64)  # a 2-D activation is one window
+            self.sums["between"] += sums.square().sum(0) / max(1, windows.shape[1])
         self.tokens += x.shape[0]
         if "plain" in self.sums:
             self.sums["plain"] += x.sum(0, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """Plan: what will happen to every matrix, and what it will cost, before any weight is read."""
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,6 +184,7 @@ def _seconds(plan: Plan, device: torch.device) -> float:
     return flops / _speed(device)
 
 
+@functools.cache  # one measurement a process
 def _speed(device: torch.device) -> float:
     """Multiply-adds (counted as two) per second of a product of 1024 x 1024 matrices, best of three."""
     a = torch.ones(1024, 1024, device=device)

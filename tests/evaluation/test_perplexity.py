@@ -9,7 +9,7 @@ import torch
 from golden import GOLDEN, needs_golden
 
 from eggs_ptp.errors import CalibrationError, NumericsError
-from eggs_ptp.evaluate.perplexity import perplexity, sequence_losses
+from eggs_ptp.evaluation.perplexity import perplexity, sequence_losses
 
 
 class Bigram(torch.nn.Module):

@@ -3,7 +3,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eggs_ptp.errors import CalibrationError
-from eggs_ptp.evaluate.generate import sample_text
+from eggs_ptp.evaluation.generate import sample_text
 
 
 class Letters:

@@ -1,0 +1,77 @@
+"""The model card."""
+
+import re
+
+import pytest
+
+from eggs_ptp.checkpoint.card import write_card
+from eggs_ptp.checkpoint.record import RunRecord
+
+CALIBRATION = {"source": "texts/c4.jsonl", "nsamples": 128, "seqlen": 2048, "sampling": "packed"}
+MATRIX = {
+    "name": "model.layers.0.mlp.up_proj",
+    "shape": [6, 8],
+    "pattern": "2:4",
+    "method": "eggs",
+    "density": 0.5,
+    "permuted": True,
+    "updated": False,
+    "output_error": 0.25,
+}
+
+
+def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION):
+    record = RunRecord({"model": model}, {}, "c0ffee", calibration, "cpu", "float32", list(matrices or [MATRIX]))
+    return write_card(record, {"model_type": "qwen3"})
+
+
+def front(text):
+    return re.match(r"---\n(.*?)\n---\n\n# ", text, re.DOTALL)[1].splitlines()
+
+
+def test_the_front_matter_is_what_the_hub_reads():
+    assert front(card()) == [
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "base_model: Qwen/Qwen3-0.6B",
+        "tags:",
+        '- "pruned"',
+        '- "sparse"',
+        '- "2:4"',  # unquoted it would be the number 124
+        '- "eggs"',
+        '- "eggs-ptp"',
+    ]
+
+
+@pytest.mark.parametrize("model", ["demo", "/home/somebody/private/Qwen3-0.6B", "../models/x", "models/x", "~/x"])
+def test_a_local_model_is_no_base_model_and_its_place_is_nobodys_business(model, tmp_path, monkeypatch):
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = card(model=model)
+    assert not any(line.startswith("base_model") for line in front(text))
+    assert "somebody" not in text
+
+
+def test_what_was_done_is_in_the_table():
+    text = card(MATRIX, {**MATRIX, "shape": [2, 8], "pattern": "4:8", "density": 0.25, "output_error": 0.75})
+    assert "# Qwen3-0.6B, pruned to 2:4 and 4:8\n" in text
+    assert "| matrices pruned | 2 |" in text
+    assert "| weights kept in them | 0.4375 of 64 |" in text  # (48 * 0.5 + 16 * 0.25) / 64
+    assert "| mean relative output error | 0.5000 |" in text
+    assert "| calibration | 128 windows of 2048 tokens (packed), c4.jsonl |" in text
+    assert "| recipe sha256 | `c0ffee` |" in text
+
+
+def test_orders_are_explained_where_there_are_some():
+    assert "1 matrices satisfy their pattern in a channel order of their own" in card(
+        MATRIX, {**MATRIX, "permuted": False}
+    )
+    assert "channel order" not in card({**MATRIX, "permuted": False})
+
+
+def test_a_method_without_calibration_says_so():
+    text = card({**MATRIX, "method": "magnitude", "output_error": None}, calibration=None)
+    assert "| mean relative output error | not measured |" in text
+    assert "| calibration | none needed |" in text

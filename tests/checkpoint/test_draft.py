@@ -1,0 +1,291 @@
+"""Output folders: whole or not there at all, and the source's own files byte for byte."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from eggs_ptp.checkpoint import draft as module
+from eggs_ptp.checkpoint.draft import Draft
+from eggs_ptp.engine.shards import Shards
+from eggs_ptp.errors import CheckpointError
+
+
+class SomeError(Exception):
+    """Something goes wrong while a draft is open."""
+
+
+ORDERS = {"model.layers.0.mlp.up_proj": torch.arange(32, dtype=torch.int32).flip(0)}
+
+
+def blocks(shards):
+    """The tensors of both blocks, halved so that they can be told from the source's."""
+    for index in range(2):
+        yield index, {n: shards.read(n) / 2 for n in shards.names if n.startswith(f"model.layers.{index}.")}
+
+
+def write(source, output, *, overwrite=False, orders=ORDERS):
+    shards = Shards(source)
+    with Draft(output, overwrite=overwrite) as draft:
+        for index, tensors in blocks(shards):
+            draft.write_block(index, tensors)
+        draft.finish(shards, orders, {"format": 1}, "# card\n")
+    return Path(output)
+
+
+def snapshot(folder):
+    """Every path below a folder, with the content of files."""
+    return {p.relative_to(folder): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def previous(tiny, tmp_path):
+    """An earlier output that must survive whatever goes wrong."""
+    folder = shutil.copytree(tiny("mistral"), tmp_path / "out")
+    (folder / "notes.md").write_text("mine")
+    return folder
+
+
+def test_blocks_and_the_rest_become_one_file(tiny, tmp_path):
+    source = tiny("llama")
+    output = write(source, tmp_path / "out")
+    before, after = load_file(source / "model.safetensors"), load_file(output / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor / 2 if ".layers." in name else tensor)
+    assert sorted(p.name for p in output.glob("*.safetensors*")) == ["model.safetensors"]
+    AutoModelForCausalLM.from_pretrained(output)
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("shard_size", ["5GB", "40KB"], ids=["single", "sharded"])
+def test_a_large_checkpoint_becomes_shards_with_an_index(tiny, tmp_path, monkeypatch, shard_size, tie):
+    monkeypatch.setattr(module, "_ONE_FILE", 1000)
+    source = Shards(tiny("llama", shard_size=shard_size, tie=tie))
+    output = write(source.folder, tmp_path / "out")
+    names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert sorted(p.name for p in output.glob("*.safetensors")) == names
+    index = json.loads((output / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(source.bytes(name) for name in source.names)
+    assert index["weight_map"]["model.layers.1.mlp.up_proj.weight"] == names[1]
+    assert index["weight_map"]["model.norm.weight"] == names[2]
+    result = Shards(output)
+    assert result.names == source.names
+    for name in source.names:
+        assert torch.equal(result.read(name), source.read(name) / (2 if ".layers." in name else 1))
+    AutoModelForCausalLM.from_pretrained(output)
+
+
+def test_config_and_tokenizer_are_copied_byte_for_byte_and_weights_are_not(tiny, tmp_path):
+    source = shutil.copytree(tiny("llama"), tmp_path / "source")
+    kept = {
+        "chat_template.jinja": b"{{ a }}\r\n",
+        "tokenizer.model": b"\x00\xff",
+        "merges.txt": b"a b",
+        "modeling_x.py": b"x = 1",
+    }
+    left = {
+        "pytorch_model.bin": b"pickle",
+        "README.md": b"source",
+        "eggs.json": b"old",
+    }
+    for name, content in {**kept, **left}.items():
+        (source / name).write_bytes(content)
+    (source / "onnx").mkdir()
+    output = write(source, tmp_path / "out")
+    copied = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", *kept]
+    for name in copied:
+        assert (output / name).read_bytes() == (source / name).read_bytes()
+    assert {p.name for p in output.iterdir()} == {*copied, "README.md", "eggs", "eggs.json", "model.safetensors"}
+    assert (output / "README.md").read_text() == "# card\n"
+    assert json.loads((output / "eggs.json").read_text()) == {"format": 1}
+
+
+def test_a_sharded_source_leaves_no_stale_index(tiny, tmp_path):
+    output = write(tiny("llama", shard_size="40KB"), tmp_path / "out")
+    assert [p.name for p in output.glob("model*")] == ["model.safetensors"]
+
+
+def test_orders_are_stored_where_there_are_any(tiny, tmp_path):
+    stored = load_file(write(tiny("llama"), tmp_path / "out") / "eggs" / "orders.safetensors")
+    assert stored.keys() == ORDERS.keys()
+    assert stored["model.layers.0.mlp.up_proj"].dtype == torch.int32
+    assert not (write(tiny("llama"), tmp_path / "plain", orders={}) / "eggs").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_permissions_are_those_of_the_umask(tiny, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        output = write(tiny("llama"), tmp_path / "new" / "out")
+    finally:
+        os.umask(before)
+    for path in (output, *output.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+@pytest.mark.parametrize("content", ["config.json", "holiday.jpg"])
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / content).touch()
+    with pytest.raises(CheckpointError, match=r"out: not empty; pass --overwrite to replace it, or another folder"):
+        Draft(tmp_path / "out")
+
+
+def test_overwrite_replaces_model_folders_only(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "holiday.jpg").touch()
+    with pytest.raises(CheckpointError, match=r"--overwrite replaces model folders only, and this has no config\.json"):
+        Draft(tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_is_refused(tmp_path, overwrite):
+    (tmp_path / "out").touch()
+    with pytest.raises(CheckpointError, match="expected a folder to write to, found a file"):
+        Draft(tmp_path / "out", overwrite=overwrite)
+
+
+def test_an_empty_folder_is_filled(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert (write(tiny("llama"), tmp_path / "out") / "model.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_replaces_the_whole_folder(tiny, previous):
+    write(tiny("llama"), previous, overwrite=True)
+    assert not (previous / "notes.md").exists()
+    assert json.loads((previous / "config.json").read_text())["model_type"] == "llama"
+    assert [p.name for p in previous.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_may_be_overwritten_by_what_is_made_from_it(previous):
+    before = load_file(previous / "model.safetensors")
+    write(previous, previous, overwrite=True)
+    after = load_file(previous / "model.safetensors")
+    assert all(torch.equal(after[name], before[name] / (2 if ".layers." in name else 1)) for name in before)
+
+
+def test_the_current_folder_may_be_the_output(tiny, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    write(tiny("llama"), Path())
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_stays_a_link(tiny, previous, tmp_path):
+    (tmp_path / "link").symlink_to(previous)
+    write(tiny("llama"), tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((previous / "config.json").read_text())["model_type"] == "llama"
+    assert {p.name for p in tmp_path.iterdir()} == {"link", "out"}
+
+
+@pytest.mark.parametrize("error", [SomeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["out", "new/and/deep/out"])
+def test_nothing_is_left_behind_by_a_failure(tiny, tmp_path, where, error):
+    shards = Shards(tiny("llama"))
+
+    def interrupted():
+        with Draft(tmp_path / where) as draft:
+            for index, tensors in blocks(shards):
+                draft.write_block(index, tensors)
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_others_are_left_where_they_are(tiny, tmp_path):
+    def failing():
+        with Draft(tmp_path / "new" / "out"):
+            (tmp_path / "new" / "theirs").touch()
+            raise SomeError
+
+    with pytest.raises(SomeError):
+        failing()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["theirs"]
+
+
+def test_a_failure_leaves_the_previous_output_as_it_was(tiny, previous):
+    before = snapshot(previous.parent)
+    shards = Shards(tiny("llama"))
+
+    def failing():
+        with Draft(previous, overwrite=True) as draft:
+            draft.write_block(*next(blocks(shards)))
+            raise SomeError
+
+    with pytest.raises(SomeError):
+        failing()
+    assert snapshot(previous.parent) == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])
+def test_a_move_that_fails_leaves_the_previous_output_as_it_was(tiny, previous, monkeypatch, error):
+    before = snapshot(previous.parent)
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name.startswith(".out.") and not self.name.endswith(".old"):
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
+        write(tiny("llama"), previous, overwrite=True)
+    assert snapshot(previous.parent) == before
+
+
+@pytest.mark.parametrize("step", ["write_block", "orders", "manifest"])
+def test_a_full_disk_is_named_and_leaves_nothing(tiny, tmp_path, monkeypatch, step):
+    full = OSError(28, "No space left on device")
+    if step == "manifest":
+        write_text = Path.write_text
+        monkeypatch.setattr(
+            Path,
+            "write_text",
+            lambda self, *a, **k: (
+                (_ for _ in ()).throw(full) if self.name == "eggs.json" else write_text(self, *a, **k)
+            ),
+        )
+    else:
+        wanted = "block-" if step == "write_block" else "orders"
+
+        def save(tensors, path, metadata):
+            if path.name.startswith(wanted):
+                raise full
+            save_file(tensors, path, metadata)
+
+        monkeypatch.setattr("eggs_ptp.engine.shards.save_file", save)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(.*No space left on device\)"):
+        write(tiny("llama"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}/file/out: cannot be written (")),
+        Draft(tmp_path / "file" / "out"),
+    ):
+        pytest.fail("the draft was opened")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_parent_without_permission_is_named(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # file modes do not stop the superuser, who may run this test
+    with pytest.raises(CheckpointError, match=r"out: cannot be written \(Permission denied\)"), Draft(tmp_path / "out"):
+        pytest.fail("the draft was opened")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,179 @@
+"""Plans: what happens to every matrix, decided before any weight is read."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from tiny import FAMILIES
+from torch import nn
+
+from eggs_ptp.engine.plan import matrices_by_activation, plan_run
+from eggs_ptp.engine.shards import Shards
+from eggs_ptp.errors import ModelError, PatternError, RecipeError
+from eggs_ptp.models.load import load_skeleton
+from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe, Target
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def planned(tiny):
+    """`planned("llama", method="ria")`: the plan of a recipe for a tiny model."""
+
+    def plan(model_type="llama", *, source=None, alter=None, **recipe):
+        folder = tiny(model_type, **(source or {}))
+        skeleton = load_skeleton(folder)
+        if alter:
+            alter(skeleton)
+        shards = Shards(folder, ties=skeleton.ties)
+        return plan_run(skeleton, shards, Recipe(**recipe), device=CPU, dtype=torch.float32)
+
+    return plan
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_linear_of_every_block_has_its_fate(planned, model_type):
+    plan = planned(model_type)
+    assert (plan.model_type, plan.blocks, plan.device, plan.dtype) == (model_type, 2, "cpu", "float32")
+    shapes = {"q": (32, 32), "k": (16, 32), "v": (16, 32), "o": (32, 32), "gate": (64, 32), "up": (64, 32)}
+    for matrix in plan.matrices:
+        kind = matrix.name.split(".")[-1].removesuffix("_proj")
+        assert (matrix.rows, matrix.columns) == shapes.get(kind, (32, 64))
+        assert str(matrix.resolved.pattern) == "2:4"
+        assert matrix.resolved.method.method.name == "eggs"
+        assert matrix.skipped is None
+    assert [matrix.block for matrix in plan.matrices] == [0] * 7 + [1] * 7
+    assert plan.of_block(1)[0].name == "model.layers.1.self_attn.q_proj"
+
+
+def test_matrices_that_read_one_activation_are_grouped(planned):
+    plan = planned(exclude=("*.k_proj", "*.o_proj"))
+    groups = matrices_by_activation(plan.of_block(0))
+    paths = {reads: [matrix.path.split(".")[1] for matrix in matrices] for reads, matrices in groups.items()}
+    assert paths == {
+        "attention_in": ["q_proj", "v_proj"],
+        "mlp_in": ["gate_proj", "up_proj"],
+        "mlp": ["down_proj"],
+    }
+
+
+def test_rules_decide_and_reasons_are_given(planned):
+    plan = planned(
+        exclude=("*.0.mlp.*",),
+        targets=(
+            Target(match="*.down_proj", pattern="4:8", method="wanda"),
+            Target(match="*.o_proj", skip=True),
+        ),
+    )
+    fates = {m.name.removeprefix("model.layers."): m for m in plan.matrices}
+    assert fates["0.mlp.up_proj"].skipped == "excluded by '*.0.mlp.*'"
+    assert fates["1.self_attn.o_proj"].skipped == "skipped by targets[1] '*.o_proj'"
+    assert str(fates["1.mlp.down_proj"].resolved.pattern) == "4:8"
+    assert fates["1.mlp.down_proj"].resolved.method.method.name == "wanda"
+    assert str(fates["1.mlp.up_proj"].resolved.pattern) == "2:4"
+
+
+def test_a_plan_is_plain_data(planned):
+    plan = planned(exclude=("*.1.*",), calibration=CalibrationSpec(text="a.txt", nsamples=3, seqlen=64))
+    data = json.loads(json.dumps(plan.to_dict()))
+    assert (data["nsamples"], data["seqlen"], data["calibration"]) == (3, 64, "a.txt")
+    assert data["matrices"][0] == {
+        "name": "model.layers.0.self_attn.q_proj",
+        "shape": [32, 32],
+        "reads": "attention_in",
+        "pattern": "2:4",
+        "method": "eggs",
+        "statistics": ["input_norm"],
+        "skipped": None,
+    }
+    assert data["matrices"][-1]["skipped"] == "excluded by '*.1.*'"
+    assert data["matrices"][-1]["pattern"] is None
+
+
+def test_a_plan_without_statistics_needs_no_calibration(planned):
+    plan = planned(method="magnitude")
+    assert not plan.needs_calibration
+    assert (plan.to_dict()["nsamples"], plan.seconds) == (0, 0.0)
+    assert planned(method="wanda").needs_calibration
+    assert not planned(targets=(Target(match="*", method="ri"),)).needs_calibration
+
+
+def test_windows_are_as_long_as_the_context_unless_asked(planned):
+    assert planned().seqlen == 128
+    assert planned(calibration=CalibrationSpec(seqlen=32)).seqlen == 32
+    with pytest.raises(RecipeError, match="seqlen 129 is longer than the model's context of 128 tokens"):
+        planned(calibration=CalibrationSpec(seqlen=129))
+
+
+def test_estimates_grow_with_the_work(planned):
+    small, large = (planned(calibration=CalibrationSpec(nsamples=n)) for n in (8, 80))
+    assert large.memory_bytes - small.memory_bytes == 72 * 128 * 32 * 4  # 72 more windows of hidden states
+    assert 0 < small.seconds < large.seconds
+    assert large.seconds == pytest.approx(10 * small.seconds)
+    assert 0 < planned(method="magnitude").memory_bytes < small.memory_bytes
+
+
+def test_no_weight_is_read(planned, monkeypatch):
+    monkeypatch.setattr(Shards, "read", lambda self, name: pytest.fail(f"{name} was read"))
+    planned(targets=(Target(match="*.up_proj", pattern="1:4"),))
+
+
+def test_a_width_that_the_pattern_does_not_divide_is_named(planned):
+    message = (
+        "model.layers.0.mlp.down_proj: 60 input features cannot be cut into groups of 8 for pattern 4:8; "
+        "skip it (--exclude 'model.layers.0.mlp.down_proj', or a [[targets]] rule with skip = true) or give it another"
+    )
+    odd = {"intermediate_size": 60}
+    with pytest.raises(PatternError, match=re.escape(message)):
+        planned(source=odd, pattern="4:8")
+    planned(source=odd, pattern="4:8", exclude=("*.down_proj",))
+    planned(source=odd, pattern="2:4")
+
+
+@pytest.mark.parametrize("method", ["ria_cp", "eggs"])
+def test_an_unstructured_pattern_is_refused_where_groups_are_needed(planned, method):
+    with pytest.raises(PatternError, match=r"^model\.layers\.0\.self_attn\.q_proj: permute step 'deal'"):
+        planned(method=method, pattern="0.5")
+
+
+def test_a_run_that_would_prune_nothing_is_refused(planned):
+    with pytest.raises(RecipeError, match="the rules skip every matrix, so nothing would be pruned"):
+        planned(exclude=("*",))
+
+
+def test_a_linear_that_the_family_does_not_know_is_named(planned):
+    def extra(skeleton):
+        skeleton.blocks[1].mlp.gate = nn.Linear(32, 4, device="meta")
+
+    message = "model.layers.1.mlp.gate: the llama family does not know this linear"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        planned(alter=extra)
+
+
+def test_a_linear_that_the_block_lacks_is_named(planned):
+    def fewer(skeleton):
+        skeleton.blocks[0].mlp.up_proj = nn.Identity()
+
+    message = "model.layers.0.mlp.up_proj: the llama family expects this linear, but the block lacks it"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        planned(alter=fewer)
+
+
+def test_a_checkpoint_of_another_shape_is_named(tiny, tmp_path):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "intermediate_size": 96}))
+    skeleton = load_skeleton(folder)
+    message = "model.layers.0.mlp.gate_proj.weight: the config makes it [96, 32], the checkpoint has [64, 32]"
+    with pytest.raises(ModelError, match=re.escape(message)):
+        plan_run(skeleton, Shards(folder), Recipe(), device=CPU, dtype=torch.float32)
+
+
+def test_a_checkpoint_with_too_few_blocks_is_named(tiny, tmp_path):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match=r"no tensor is named model\.layers\.2\.self_attn\.q_proj\.weight"):
+        plan_run(load_skeleton(folder), Shards(folder), Recipe(), device=CPU, dtype=torch.float32)

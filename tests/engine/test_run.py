@@ -1,0 +1,285 @@
+"""The loop: each block is observed unpruned, after the pruned ones before it."""
+
+import hashlib
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from eggs_ptp.calibration.windows import Windows
+from eggs_ptp.engine import run as module
+from eggs_ptp.engine.event import ignore
+from eggs_ptp.engine.plan import plan_run
+from eggs_ptp.engine.run import Run
+from eggs_ptp.engine.shards import Shards
+from eggs_ptp.errors import NumericsError
+from eggs_ptp.models.load import load_skeleton
+from eggs_ptp.recipe.recipe import Recipe, Target
+
+CPU = torch.device("cpu")
+TOKENS = torch.randint(0, 258, (8, 32), generator=torch.Generator().manual_seed(1))
+METHODS = ["wanda", "ria_cp", "eggs_paper"]
+
+
+class Result:
+    """Everything that a run handed on."""
+
+    def __init__(self, blocks):
+        self.tensors = {name: tensor for block in blocks for name, tensor in block.tensors.items()}
+        self.orders = {name: order for block in blocks for name, order in block.orders.items()}
+        self.records = {record["name"]: record for block in blocks for record in block.records}
+
+    def mask(self, name):
+        return self.tensors[f"model.layers.{name}.weight"] != 0
+
+
+def prune(folder, *, tokens=TOKENS, batch_tokens=2048, dtype=torch.float32, listener=ignore, **recipe):
+    skeleton = load_skeleton(folder)
+    shards = Shards(folder, ties=skeleton.ties)
+    asked = Recipe(**recipe)
+    plan = plan_run(skeleton, shards, asked, device=CPU, dtype=dtype)
+    windows = None if tokens is None else Windows(tokens, "here", "given", 0, tokens.numel())
+    run = Run(plan, skeleton, shards, asked.seed, asked.share == "readers", CPU, dtype, listener, batch_tokens)
+    blocks = []
+    run.blocks(windows, blocks.append)
+    assert [block.index for block in blocks] == [0, 1]
+    assert all(parameter.is_meta for parameter in skeleton.model.parameters())
+    return Result(blocks)
+
+
+@pytest.fixture
+def observed(monkeypatch):
+    """The observations of every block, in order."""
+    seen = []
+
+    def observe(*args):
+        seen.append(module_observe(*args))
+        return seen[-1]
+
+    module_observe = module.observe
+    monkeypatch.setattr(module, "observe", observe)
+    return seen
+
+
+@pytest.fixture
+def altered(tiny, tmp_path):
+    """A tiny model in which one tensor was changed."""
+
+    def folder(tensor, change):
+        copy = shutil.copytree(tiny("llama"), tmp_path / "model")
+        tensors = load_file(copy / "model.safetensors")
+        tensors[tensor] = change(tensors[tensor]).contiguous()
+        save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+        return copy
+
+    return folder
+
+
+def norms_in(folder, paths, replaced=None):
+    """Norms of what the linears `paths` read, according to transformers, with some weights replaced."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if replaced:
+        model.load_state_dict(replaced, strict=False)
+    norms = {}
+    for path in paths:
+        model.get_submodule(path).register_forward_pre_hook(
+            lambda _m, args, path=path: norms.update({path: args[0].flatten(0, 1).double().square().mean(0).sqrt()})
+        )
+    with torch.no_grad():
+        model(TOKENS, use_cache=False)
+    return norms
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_block_is_observed_unpruned_after_the_pruned_ones_before_it(tiny, observed, method):
+    folder = tiny("llama")
+    readers = {"attention_in": "self_attn.q_proj", "heads": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+    paths = [f"model.layers.{block}.{path}" for block in (0, 1) for path in readers.values()]
+    result = prune(folder, method=method)
+    first = {name: tensor for name, tensor in result.tensors.items() if name.startswith("model.layers.0.")}
+    dense, expected = norms_in(folder, paths), norms_in(folder, paths, first)
+    for reads, path in readers.items():
+        for block, wanted in ((0, dense), (1, expected)):
+            found = observed[block][reads].moments.read("input_norm", reads)
+            wanted_norm = wanted[f"model.layers.{block}.{path}"].float()
+            torch.testing.assert_close(found, wanted_norm, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(expected[f"model.layers.1.{path}"], dense[f"model.layers.1.{path}"], rtol=1e-3)
+
+
+def test_skipping_the_first_block_changes_what_the_second_sees(tiny, observed):
+    both = prune(tiny("llama"), method="wanda")
+    second = prune(tiny("llama"), method="wanda", exclude=("*.layers.0.*",))
+    with_pruned, with_dense = observed[1]["mlp_in"].moments, observed[3]["mlp_in"].moments
+    assert not torch.allclose(with_pruned.read("input_norm", ""), with_dense.read("input_norm", ""), rtol=1e-3)
+    assert not torch.equal(both.mask("1.mlp.up_proj"), second.mask("1.mlp.up_proj"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_result_is_independent_of_the_batches(tiny, method):
+    small, large = (prune(tiny("llama"), method=method, batch_tokens=tokens) for tokens in (64, 4096))
+    for name in small.records:
+        short = name.removeprefix("model.layers.")
+        assert torch.equal(small.mask(short), large.mask(short)), name
+    assert small.orders.keys() == large.orders.keys()
+    for name, order in small.orders.items():
+        assert torch.equal(order, large.orders[name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_skipping_a_matrix_leaves_the_others_of_its_block_as_they_were(tiny, method):
+    folder = tiny("llama")
+    whole = prune(folder, method=method, share="matrix")
+    for skipped in ("self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"):
+        part = prune(folder, method=method, share="matrix", exclude=(f"*.1.{skipped}",))
+        assert f"model.layers.1.{skipped}" not in part.records
+        for name in part.records:
+            assert torch.equal(part.tensors[f"{name}.weight"], whole.tensors[f"{name}.weight"]), name
+    with_shared_orders = prune(folder, method="ria_cp", exclude=("*.1.self_attn.k_proj",))
+    other = prune(folder, method="ria_cp").orders["model.layers.1.self_attn.q_proj"]
+    assert not torch.equal(with_shared_orders.orders["model.layers.1.self_attn.q_proj"], other)
+
+
+def test_readers_of_one_activation_share_an_order_unless_asked(tiny):
+    readers = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    shared = prune(tiny("llama"), method="ria_cp").orders
+    own = prune(tiny("llama"), method="ria_cp", share="matrix").orders
+    assert all(torch.equal(shared[name], shared[readers[0]]) for name in readers)
+    assert not any(torch.equal(own[name], own[readers[0]]) for name in readers[1:])
+    assert shared[readers[0]].dtype == torch.int32
+
+
+def test_the_same_seed_gives_the_same_tensors(tiny):
+    one, two = (prune(tiny("qwen3"), method="eggs_paper") for _ in range(2))
+    assert one.tensors.keys() == two.tensors.keys()
+    assert all(torch.equal(tensor, two.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def test_every_tensor_of_a_block_is_handed_on_in_its_stored_type(tiny):
+    for dtype in (torch.float32, torch.bfloat16):
+        folder = tiny("qwen2", dtype=torch.bfloat16)
+        result = prune(folder, method="wanda", dtype=dtype, exclude=("*.o_proj",))
+        stored = {k: v for k, v in load_file(folder / "model.safetensors").items() if ".layers." in k}
+        assert result.tensors.keys() == stored.keys()
+        for name, tensor in result.tensors.items():
+            assert tensor.dtype == torch.bfloat16
+            kept = tensor != 0 if name.removesuffix(".weight") in result.records else torch.ones_like(tensor) == 1
+            assert torch.equal(tensor[kept], stored[name][kept])
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_the_source_is_not_written_to(tiny, tmp_path, method):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "model")
+    before = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
+    prune(folder, method=method, tokens=None if method == "magnitude" else TOKENS)
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).digest() == before
+
+
+def test_without_statistics_no_token_is_needed_and_no_block_is_run(tiny, observed):
+    result = prune(tiny("llama"), method="magnitude", tokens=None)
+    assert observed == []
+    assert all(record["output_error"] is None for record in result.records.values())
+    assert torch.equal(result.tensors["model.layers.1.mlp.up_proj.weight"] != 0, result.mask("1.mlp.up_proj"))
+    with_tokens = prune(tiny("llama"), method="magnitude", targets=(Target(match="*.1.*.q_proj", method="wanda"),))
+    assert torch.equal(with_tokens.mask("1.mlp.up_proj"), result.mask("1.mlp.up_proj"))
+
+
+def test_a_record_says_what_was_done(tiny):
+    record = prune(tiny("llama"), method="eggs_paper").records["model.layers.1.mlp.up_proj"]
+    expected = {
+        "shape": [64, 32],
+        "pattern": "2:4",
+        "method": "eggs_paper",
+        "density": 0.5,
+        "permuted": True,
+        "updated": False,
+        "B": 5,
+        "diagonal_rows": 20,
+    }
+    assert expected.items() <= record.items()
+    assert record["seconds"] > 0
+
+
+@pytest.mark.parametrize("path", ["self_attn.k_proj", "mlp.down_proj"])
+def test_the_output_error_is_that_of_the_dense_and_the_pruned_matrix(tiny, path):
+    folder = tiny("llama")
+    result = prune(folder, method="wanda")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    inputs = []
+    model.get_submodule(f"model.layers.0.{path}").register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+    with torch.no_grad():
+        model(TOKENS, use_cache=False)
+    x = inputs[0].flatten(0, 1).double()  # 256 tokens: all of them are in the sample
+    dense = load_file(folder / "model.safetensors")[f"model.layers.0.{path}.weight"].double()
+    pruned = result.tensors[f"model.layers.0.{path}.weight"].double()
+    expected = (x @ (dense - pruned).T).square().sum() / (x @ dense.T).square().sum()
+    assert result.records[f"model.layers.0.{path}"]["output_error"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_whoever_listens_hears_of_every_stage_and_matrix(tiny):
+    events = []
+    prune(tiny("llama"), method="wanda", listener=events.append, exclude=("*.0.mlp.up_proj",))
+    assert [event.stage for event in events if event.kind == "stage"] == [
+        "embedding",
+        *("observe", "prune", "propagate"),
+        *("observe", "prune"),
+    ]
+    assert [event.block for event in events if event.kind == "block"] == [1, 2]
+    assert {event.blocks for event in events} == {2}
+    records = [event.record["name"] for event in events if event.kind == "matrix"]
+    assert len(records) == 13
+    assert "model.layers.0.mlp.up_proj" not in records
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "eggs"])
+@pytest.mark.parametrize("path", ["0.self_attn.v_proj", "0.mlp.up_proj", "1.mlp.down_proj"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(altered, method, path, value):
+    def spoil(weight):
+        weight[3, 5] = value
+        return weight
+
+    folder = altered(f"model.layers.{path}.weight", spoil)
+    with pytest.raises(NumericsError, match=re.escape(f"model.layers.{path}: the weight holds NaN or infinity")):
+        prune(folder, method=method, tokens=None if method == "magnitude" else TOKENS)
+
+
+def test_activations_that_are_not_finite_are_named(altered):
+    folder = altered("model.layers.1.input_layernorm.weight", lambda weight: weight * float("nan"))
+    message = "model.layers.1.self_attn.q_proj: 32 of 32 entries of input_norm are NaN or infinite"
+    with pytest.raises(NumericsError, match=re.escape(message)):
+        prune(folder, method="wanda")
+
+
+def test_activations_that_overflow_are_named(altered):
+    folder = altered("model.layers.0.mlp.down_proj.weight", lambda weight: weight * 1e6)
+    with pytest.raises(NumericsError, match=r"^model\.layers\.0: its outputs hold NaN or infinity after pruning; try"):
+        prune(folder, method="wanda", dtype=torch.float16)
+    prune(folder, method="wanda")
+
+
+def test_embeddings_that_are_not_finite_are_named(altered):
+    folder = altered("model.embed_tokens.weight", lambda weight: weight * float("inf"))
+    with pytest.raises(NumericsError, match="the embeddings of the calibration tokens hold NaN or infinity"):
+        prune(folder, method="wanda")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["dead channel", "empty row", "equal weights", "all zero"])
+def test_degenerate_matrices_keep_exact_counts(altered, method, kind):
+    def change(weight):
+        if kind == "dead channel":
+            weight[:, 7] = 0.0
+        elif kind == "empty row":
+            weight[7] = 0.0
+        else:
+            weight[:] = 1.0 if kind == "equal weights" else 0.0
+        return weight
+
+    folder = altered("model.layers.0.mlp.up_proj.weight", change)
+    result = prune(folder, method=method)
+    assert result.records["model.layers.0.mlp.up_proj"]["density"] == 0.5
+    if kind == "equal weights":
+        assert result.mask("0.mlp.up_proj").sum() == 64 * 16
