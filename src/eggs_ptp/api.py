@@ -89,11 +89,13 @@ def prune(
             decided,
             skeleton,
             shards,
-            asked.seed,
-            asked.share == "readers",
-            torch.device(decided.device),
-            _DTYPES[decided.dtype],
-            listener,
+            seed=asked.seed,
+            share_order=asked.share == "readers",
+            device=torch.device(decided.device),
+            dtype=_DTYPES[decided.dtype],
+            listener=listener,
+            refresh=asked.calibration.statistics == "group",
+            dense_stream=asked.calibration.propagate == "dense",
         )
         orders: dict[str, torch.Tensor] = {}
         record = RunRecord(

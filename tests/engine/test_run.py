@@ -17,11 +17,17 @@ from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.models.load import load_skeleton
-from eggs_ptp.recipe.recipe import Recipe, Target
+from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(0, 258, (8, 32), generator=torch.Generator().manual_seed(1))
 METHODS = ["wanda", "ria_cp", "eggs_paper"]
+READERS = {
+    "attention_in": "self_attn.q_proj",
+    "heads": "self_attn.o_proj",
+    "mlp_in": "mlp.up_proj",
+    "mlp": "mlp.down_proj",
+}
 
 
 class Result:
@@ -42,7 +48,19 @@ def prune(folder, *, tokens=TOKENS, batch_tokens=2048, dtype=torch.float32, list
     asked = Recipe(**recipe)
     plan = plan_run(skeleton, shards, asked, device=CPU, dtype=dtype)
     windows = None if tokens is None else Windows(tokens, "here", "given", 0, tokens.numel())
-    run = Run(plan, skeleton, shards, asked.seed, asked.share == "readers", CPU, dtype, listener, batch_tokens)
+    run = Run(
+        plan=plan,
+        skeleton=skeleton,
+        shards=shards,
+        seed=asked.seed,
+        share_order=asked.share == "readers",
+        refresh=asked.calibration.statistics == "group",
+        dense_stream=asked.calibration.propagate == "dense",
+        device=CPU,
+        dtype=dtype,
+        listener=listener,
+        batch_tokens=batch_tokens,
+    )
     blocks = []
     run.blocks(windows, blocks.append)
     assert [block.index for block in blocks] == [0, 1]
@@ -78,14 +96,13 @@ def altered(tiny, tmp_path):
     return folder
 
 
-def norms_in(folder, paths, replaced=None):
-    """Norms of what the linears `paths` read, according to transformers, with some weights replaced."""
+def norms_in(folder, replaced=None):
+    """Norms of what the linears of both blocks read, according to transformers, with some weights replaced."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    if replaced:
-        model.load_state_dict(replaced, strict=False)
+    model.load_state_dict(replaced or {}, strict=False)
     norms = {}
-    for path in paths:
-        model.get_submodule(path).register_forward_pre_hook(
+    for path in (f"{block}.{path}" for block in (0, 1) for path in READERS.values()):
+        model.model.layers.get_submodule(path).register_forward_pre_hook(
             lambda _m, args, path=path: norms.update({path: args[0].flatten(0, 1).double().square().mean(0).sqrt()})
         )
     with torch.no_grad():
@@ -93,20 +110,45 @@ def norms_in(folder, paths, replaced=None):
     return norms
 
 
+def first_block(result, *linears):
+    """The pruned weights of block 0, of some linears or of all."""
+    names = [f"model.layers.0.{linear}.weight" for linear in linears]
+    return {n: t for n, t in result.tensors.items() if n in names or (not linears and n.startswith("model.layers.0."))}
+
+
+def assert_observed(observation, reads, expected):
+    found = observation[reads].moments.read("input_norm", reads)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_block_is_observed_unpruned_after_the_pruned_ones_before_it(tiny, observed, method):
     folder = tiny("llama")
-    readers = {"attention_in": "self_attn.q_proj", "heads": "self_attn.o_proj", "mlp": "mlp.down_proj"}
-    paths = [f"model.layers.{block}.{path}" for block in (0, 1) for path in readers.values()]
     result = prune(folder, method=method)
-    first = {name: tensor for name, tensor in result.tensors.items() if name.startswith("model.layers.0.")}
-    dense, expected = norms_in(folder, paths), norms_in(folder, paths, first)
-    for reads, path in readers.items():
-        for block, wanted in ((0, dense), (1, expected)):
-            found = observed[block][reads].moments.read("input_norm", reads)
-            wanted_norm = wanted[f"model.layers.{block}.{path}"].float()
-            torch.testing.assert_close(found, wanted_norm, rtol=1e-5, atol=1e-6)
-        assert not torch.allclose(expected[f"model.layers.1.{path}"], dense[f"model.layers.1.{path}"], rtol=1e-3)
+    dense, pruned = norms_in(folder), norms_in(folder, first_block(result))
+    for reads, path in READERS.items():
+        assert_observed(observed[0], reads, dense[f"0.{path}"])
+        assert_observed(observed[1], reads, pruned[f"1.{path}"])
+        assert not torch.allclose(pruned[f"1.{path}"], dense[f"1.{path}"], rtol=1e-3)
+
+
+def test_statistics_may_be_taken_again_before_each_group_of_readers(tiny, observed):
+    folder = tiny("llama")
+    result = prune(folder, method="wanda", calibration=CalibrationSpec(statistics="group"))
+    done: list[str] = []
+    for observation, (reads, path) in zip(observed[:4], READERS.items(), strict=True):
+        assert_observed(observation, reads, norms_in(folder, first_block(result, *done, "none"))[f"0.{path}"])
+        done += [linear.path for linear in load_skeleton(folder).family.linears if linear.reads == reads]
+    assert_observed(observed[4], "attention_in", norms_in(folder, first_block(result))["1.self_attn.q_proj"])
+
+
+def test_blocks_may_be_fed_what_the_dense_model_gives(tiny, observed):
+    folder = tiny("llama")
+    prune(folder, method="wanda", calibration=CalibrationSpec(propagate="dense"))
+    dense = norms_in(folder)
+    for block in (0, 1):
+        for reads, path in READERS.items():
+            assert_observed(observed[block], reads, dense[f"{block}.{path}"])
 
 
 def test_skipping_the_first_block_changes_what_the_second_sees(tiny, observed):
@@ -181,9 +223,10 @@ def test_without_statistics_no_token_is_needed_and_no_block_is_run(tiny, observe
     result = prune(tiny("llama"), method="magnitude", tokens=None)
     assert observed == []
     assert all(record["output_error"] is None for record in result.records.values())
-    assert torch.equal(result.tensors["model.layers.1.mlp.up_proj.weight"] != 0, result.mask("1.mlp.up_proj"))
-    with_tokens = prune(tiny("llama"), method="magnitude", targets=(Target(match="*.1.*.q_proj", method="wanda"),))
-    assert torch.equal(with_tokens.mask("1.mlp.up_proj"), result.mask("1.mlp.up_proj"))
+    weight = load_file(tiny("llama") / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    largest = weight.abs().view(64, 8, 4).topk(2).indices
+    expected = torch.zeros(64, 8, 4, dtype=torch.bool).scatter_(2, largest, True).view(64, 32)
+    assert torch.equal(result.mask("1.mlp.up_proj"), expected)
 
 
 def test_a_record_says_what_was_done(tiny):
@@ -255,7 +298,7 @@ def test_activations_that_are_not_finite_are_named(altered):
 
 def test_activations_that_overflow_are_named(altered):
     folder = altered("model.layers.0.mlp.down_proj.weight", lambda weight: weight * 1e6)
-    with pytest.raises(NumericsError, match=r"^model\.layers\.0: its outputs hold NaN or infinity after pruning; try"):
+    with pytest.raises(NumericsError, match=r"^model\.layers\.0: its outputs hold NaN or infinity; try"):
         prune(folder, method="wanda", dtype=torch.float16)
     prune(folder, method="wanda")
 

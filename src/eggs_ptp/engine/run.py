@@ -47,6 +47,8 @@ class Run:
     dtype: torch.dtype
     listener: Listener
     batch_tokens: int = BATCH_TOKENS
+    refresh: bool = False  # statistics are taken again before each group of readers
+    dense_stream: bool = False  # blocks are fed what the dense model gives
     stages: Stages = field(default_factory=Stages)
 
     def blocks(self, windows: Windows | None, keep: Callable[[BlockResult], None]) -> None:
@@ -67,24 +69,41 @@ class Run:
         result = BlockResult(index, {}, {}, [])
         groups = matrices_by_activation(self.plan.of_block(index))
         with ExitStack() as stack:
-            seen: dict[str, Observation] = {}
             if hidden is not None:
                 with self.stages.timed("read"):
                     stack.enter_context(resident(block, name, self.shards, self.dtype, self.device))
-                self._tell("stage", index, "observe")
-                with self.stages.timed("observe"):
-                    seen = observe(block, hidden, kwargs, _wants(groups), self._batch(hidden))
-            self._tell("stage", index, "prune")
-            for reads, matrices in groups.items():
-                self._prune_group(block, matrices, reads, seen, result)
+            goes_on = hidden is not None and index + 1 < len(self.skeleton.blocks)
+            after = None
+            if goes_on and self.dense_stream:
+                after = self._propagate(block, cast(Tensor, hidden).clone(), kwargs, index)
+            for together in [{reads: groups[reads]} for reads in groups] if self.refresh else [groups]:
+                seen = self._observe(block, hidden, kwargs, together, index)
+                self._tell("stage", index, "prune")
+                for reads, matrices in together.items():
+                    self._prune_group(block, matrices, reads, seen, result)
             with self.stages.timed("read"):
                 stored = [tensor for tensor in self.shards.names if tensor.startswith(f"{name}.")]
                 result.tensors.update({t: self.shards.read(t) for t in stored if t not in result.tensors})
-            if hidden is not None and index + 1 < len(self.skeleton.blocks):
-                self._tell("stage", index, "propagate")
-                with self.stages.timed("propagate"):
-                    self._propagate(block, hidden, kwargs, name)
+            if after is not None:
+                with torch.inference_mode():
+                    cast(Tensor, hidden).copy_(after)
+            elif goes_on:
+                self._propagate(block, cast(Tensor, hidden), kwargs, index)
         return result
+
+    def _observe(
+        self,
+        block: nn.Module,
+        hidden: Tensor | None,
+        kwargs: Mapping[str, Any],
+        groups: Mapping[str, list[MatrixPlan]],
+        index: int,
+    ) -> dict[str, Observation]:
+        if hidden is None:
+            return {}
+        self._tell("stage", index, "observe")
+        with self.stages.timed("observe"):
+            return observe(block, hidden, kwargs, _wants(groups), self._batch(hidden))
 
     def _prune_group(
         self,
@@ -149,15 +168,19 @@ class Run:
         result.records.append(record)
         self.listener(Event("matrix", matrix.block, self.plan.blocks, "prune", record))
 
-    def _propagate(self, block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], name: str) -> None:
-        with torch.inference_mode():
+    def _propagate(self, block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], index: int) -> Tensor:
+        """Replace the hidden states by what the block makes of them."""
+        self._tell("stage", index, "propagate")
+        with self.stages.timed("propagate"), torch.inference_mode():
             for part in hidden.split(self._batch(hidden)):
                 output = block(part, **kwargs)
                 part.copy_(output[0] if isinstance(output, tuple) else output)
         if not torch.isfinite(hidden).all():
             raise NumericsError(
-                f"{name}: its outputs hold NaN or infinity after pruning; try --dtype float32, or check the checkpoint"
+                f"{self.skeleton.block_name(index)}: its outputs hold NaN or infinity; try --dtype float32, or "
+                "check the checkpoint"
             )
+        return hidden
 
     def _batch(self, windows: Tensor) -> int:
         return max(1, self.batch_tokens // int(windows.shape[1]))

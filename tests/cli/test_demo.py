@@ -1,0 +1,88 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from eggs_ptp import api
+from eggs_ptp.cli import demo
+from eggs_ptp.evaluation.perplexity import Perplexity
+
+
+@pytest.fixture
+def pruned(monkeypatch):
+    """A demo whose work is only noted down: (output, method, overwrite) of each pruning."""
+    done = []
+
+    def prune(model, output, recipe, *, overwrite, listener):
+        assert (model, recipe.pattern) == ("demo", "2:4")
+        select = recipe.bound().steps["select"]
+        blocks = select.options.get("B")
+        done.append((str(output), recipe.method, blocks, overwrite))
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "eggs.json").write_text(json.dumps({"format": 1, "source": {"model": "demo"}, "matrices": []}))
+        matrices = [] if blocks is None else [{"B": 3}, {"B": 4}] if blocks == "auto" else [{"B": blocks}]
+        return SimpleNamespace(seconds=1.5, peak_memory_bytes=4e8, matrices=matrices)
+
+    def evaluate(model):
+        value = 30.0 if model == "demo" else 50.0 + len(done)
+        return Perplexity(value, "packed", 512, 116, 59276, 0, 3.4, 0.01, 1.0)
+
+    monkeypatch.setattr(api, "prune", prune)
+    monkeypatch.setattr(api, "evaluate", evaluate)
+    monkeypatch.setattr(demo, "_sample", lambda model: f"text of {model}")
+    return done
+
+
+def test_the_table_has_every_method_and_fixed_B_beside_the_automatic_one(eggs, pruned, tmp_path):
+    out = tmp_path / "out"
+    ran = eggs("demo", "-o", out)
+    assert ran.code == 0
+    assert [(method, blocks) for _, method, blocks, _ in pruned] == [
+        ("eggs", "auto"),
+        ("magnitude", None),
+        ("wanda", None),
+        ("ria", None),
+        ("ria_cp", None),
+        ("eggs", 0),
+        ("eggs", 1),
+        ("eggs", 2),
+        ("eggs", 5),
+    ]
+    assert {path for path, method, blocks, _ in pruned if blocks == "auto"} == {str(out)}
+    words = " ".join(ran.out.split())
+    for row in (
+        "dense 30.00 1.00",
+        "magnitude 52.00 1.73 1.50 s 400 MB",
+        "ria + permutation 55.00 1.83",
+        "eggs (B automatic) 51.00 1.70 1.50 s 400 MB 3 to 4, mean 3.5",
+        "eggs, B = 5 59.00 1.97 1.50 s 400 MB 5",
+        "dense writes: text of demo",
+        f"eggs writes: text of {out}",
+    ):
+        assert row in words
+
+
+def test_as_json(eggs, pruned, tmp_path):
+    found = eggs("demo", "-o", tmp_path / "out", "--json").json
+    assert [row["label"] for row in found["rows"]] == [row.label for row in demo.ROWS]
+    assert found["rows"][0]["ratio"] == pytest.approx(52 / 30)
+    assert found["dense"]["value"] == 30.0
+
+
+def test_what_a_demo_left_is_replaced_and_nothing_else(eggs, pruned, tmp_path):
+    eggs("demo", "-o", tmp_path / "out")
+    eggs("demo", "-o", tmp_path / "out")
+    assert [overwrite for path, _, _, overwrite in pruned if path == str(tmp_path / "out")] == [False, True]
+    (tmp_path / "out/eggs.json").write_text(json.dumps({"format": 1, "source": {"model": "mine"}, "matrices": []}))
+    eggs("demo", "-o", tmp_path / "out")
+    assert [overwrite for path, _, _, overwrite in pruned if path == str(tmp_path / "out")] == [False, True, False]
+
+
+@pytest.mark.slow
+def test_for_real(eggs, tmp_path):
+    found = eggs("demo", "-o", tmp_path / "out", "--json").json
+    values = {row["label"]: row["perplexity"] for row in found["rows"]}
+    assert values["magnitude"] > 1.5 * found["dense"]["value"]
+    assert values["eggs (B automatic)"] < values["ria"] < values["magnitude"]
+    assert values["eggs, B = 0"] == pytest.approx(values["ria + permutation"])
+    assert eggs("verify", tmp_path / "out", "--against", "demo").code == 0

@@ -1,0 +1,188 @@
+"""The whole product on tiny models: every method, family and pattern, up to a folder that plain transformers loads."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import FAMILIES
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eggs_ptp import api
+from eggs_ptp.core.pattern import Pattern, parse_pattern
+from eggs_ptp.errors import PatternError
+from eggs_ptp.method.catalogue import METHODS
+from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe
+
+SOURCES = {
+    "untied-float32": {"tie": False, "dtype": torch.float32},
+    "tied-float32": {"tie": True, "dtype": torch.float32},
+    "untied-bfloat16": {"tie": False, "dtype": torch.bfloat16},
+    "tied-bfloat16": {"tie": True, "dtype": torch.bfloat16},
+    "sharded": {"shard_size": "40KB"},
+}
+PATTERNS = ["4:8", "1:4", "3:4", "0.5"]
+
+
+def needs_groups(method):
+    return any(step.patterns is Pattern for step in METHODS[method].bind().steps.values())
+
+
+def recipe(text, **changes):
+    return Recipe(calibration=CalibrationSpec(text=str(text), nsamples=4, seqlen=32), **changes)
+
+
+def read(folder):
+    """Every tensor of a folder, by the library's own reader."""
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    return tensors
+
+
+def kept_counts(kept, pattern, method):
+    """Weights kept in every comparison group (or in all), and how many there should be."""
+    if isinstance(pattern, Pattern):
+        return kept.view(len(kept), -1, pattern.group).sum(-1), pattern.keep
+    select = METHODS[method].bind().steps.get("select")
+    if select and select.options.get("group") == "row":
+        return kept.sum(1), kept.shape[1] // 2
+    return kept.sum(), kept.numel() // 2
+
+
+def check(source, output, method, pattern):
+    """Everything that must hold for a pruned folder, by means that have nothing to do with how it was made."""
+    before, after = read(source), read(output)
+    orders = read(output / "eggs") if (output / "eggs").exists() else {}
+    assert before.keys() == after.keys()
+    pruned = {name for name in before if name.endswith("proj.weight")}
+    assert len(pruned) == 14
+    assert orders.keys() == (
+        {n.removesuffix(".weight") for n in pruned} if "permute" in METHODS[method].steps else set()
+    )
+    for name, dense in before.items():
+        weight = after[name]
+        assert weight.dtype == dense.dtype
+        if name not in pruned:
+            assert torch.equal(weight, dense), name
+            continue
+        kept = weight != 0
+        assert "update" in METHODS[method].steps or torch.equal(weight[kept], dense[kept])
+        assert not torch.signbit(weight[~kept]).any()
+        if orders:
+            kept = kept[:, orders[name.removesuffix(".weight")].long()]
+        found, wanted = kept_counts(kept, pattern, method)
+        assert (found == wanted).all(), name
+
+
+def check_runs(output, tensors):
+    """Plain transformers loads the folder, with these tensors, and writes with it."""
+    model = AutoModelForCausalLM.from_pretrained(output).eval()
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    tied = model.config.tie_word_embeddings
+    assert torch.equal(loaded["lm_head.weight"], loaded["model.embed_tokens.weight"]) == tied
+    prompt = AutoTokenizer.from_pretrained(output)("Line 3", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=4, do_sample=False, pad_token_id=257)
+    assert written.shape[1] > prompt["input_ids"].shape[1]
+
+
+def prune_and_check(source, text, output, method, pattern):
+    api.prune(str(source), output, recipe(text, method=method, pattern=pattern))
+    assert api.verify(output, str(source)).failures == []
+    check(source, output, method, parse_pattern(pattern))
+    check_runs(output, read(output))
+
+
+@pytest.mark.parametrize("family", list(zip(FAMILIES, SOURCES, strict=False)), ids="-".join)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_prunes_every_family(tiny, text_file, tmp_path, method, family):
+    model_type, source = family
+    prune_and_check(tiny(model_type, **SOURCES[source]), text_file, tmp_path / "out", method, "2:4")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_kind_of_checkpoint_is_pruned(tiny, text_file, tmp_path, model_type, source):
+    prune_and_check(tiny(model_type, **SOURCES[source]), text_file, tmp_path / "out", "eggs_paper", "2:4")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_serves_every_pattern_or_refuses_it(tiny, text_file, tmp_path, method, pattern):
+    if pattern == "0.5" and needs_groups(method):
+        with pytest.raises(PatternError, match=rf"q_proj: .* of method '{method}' needs an N:M pattern such as 2:4"):
+            api.prune(str(tiny()), tmp_path / "out", recipe(text_file, method=method, pattern=pattern))
+        assert list(tmp_path.iterdir()) == []
+        return
+    prune_and_check(tiny(), text_file, tmp_path / "out", method, pattern)
+
+
+def test_some_method_refuses_and_some_method_serves_a_sparsity():
+    assert {needs_groups(method) for method in METHODS} == {True, False}
+
+
+@pytest.mark.parametrize("share", ["readers", "matrix"])
+def test_eggs_without_blocks_is_ria_with_the_same_permutation(tiny, text_file, tmp_path, share):
+    none = recipe(text_file, method="eggs_paper", share=share, steps={"select": {"B": 0}, "permute": {"assign": True}})
+    api.prune(str(tiny()), tmp_path / "eggs", none)
+    api.prune(str(tiny()), tmp_path / "ria_cp", recipe(text_file, method="ria_cp", share=share))
+    for file in ("model.safetensors", "eggs/orders.safetensors"):
+        assert (tmp_path / "eggs" / file).read_bytes() == (tmp_path / "ria_cp" / file).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["wanda", "eggs_paper"])
+def test_the_same_seed_gives_the_same_bytes(tiny, text_file, tmp_path, method):
+    def digests(output, seed):
+        api.prune(str(tiny()), output, recipe(text_file, method=method, seed=seed))
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in output.rglob("*.safetensors")}
+
+    first = digests(tmp_path / "first", 0)
+    assert digests(tmp_path / "second", 0) == first
+    assert digests(tmp_path / "other", 1) != first  # other calibration windows
+
+
+def test_magnitude_needs_no_text(tiny, tmp_path):
+    record = api.prune(str(tiny()), tmp_path / "out", Recipe(method="magnitude"))
+    assert record.calibration is None
+    assert api.verify(tmp_path / "out", str(tiny())).ok
+
+
+def test_what_is_left_out_stays_dense_and_rules_give_each_matrix_its_own(tiny, text_file, tmp_path):
+    asked = recipe(
+        text_file,
+        method="eggs_paper",
+        exclude=("*.layers.0.*",),
+        targets=(
+            {"match": "*.down_proj", "pattern": "4:8", "method": "wanda"},
+            {"match": "*.o_proj", "skip": True},
+            {"match": "*.q_proj", "pattern": "1:4"},
+        ),
+    )
+    api.prune(str(tiny()), tmp_path / "out", asked)
+    assert api.verify(tmp_path / "out", str(tiny())).ok
+    before, after = read(tiny()), read(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    kinds = ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up", "mlp.down")
+    assert changed == {f"model.layers.1.{kind}_proj.weight" for kind in kinds}
+    assert (after["model.layers.1.self_attn.q_proj.weight"] != 0).float().mean() == 0.25
+    assert ((after["model.layers.1.mlp.down_proj.weight"] != 0).view(32, 8, 8).sum(-1) == 4).all()
+
+
+def test_a_pruned_folder_can_be_pruned_again(tiny, text_file, tmp_path):
+    api.prune(str(tiny()), tmp_path / "first", recipe(text_file, method="wanda"))
+    api.prune(str(tmp_path / "first"), tmp_path / "second", recipe(text_file, method="wanda", pattern="1:4"))
+    assert api.verify(tmp_path / "second", str(tmp_path / "first")).ok
+    assert json.loads((tmp_path / "second" / "eggs.json").read_text())["recipe"]["pattern"] == "1:4"
+    kept = read(tmp_path / "second")["model.layers.0.mlp.up_proj.weight"] != 0
+    assert kept.float().mean() == 0.25
+
+
+def test_a_folder_moved_elsewhere_is_still_what_it_says(tiny, text_file, tmp_path):
+    api.prune(str(tiny()), tmp_path / "out", recipe(text_file, method="eggs_paper"))
+    moved = shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    assert api.verify(moved, str(tiny())).ok
+    assert str(tmp_path) not in (moved / "README.md").read_text()
