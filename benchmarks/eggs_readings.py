@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 KINDS = ("circulant", "staircase", "forced", "block", "best")
-BLOCKS: tuple[int | str, ...] = (1, 2, 5, "auto")
+BLOCKS: tuple[int | str, ...] = (1, "auto")
+MORE = ("circulant", "best")  # kinds that are run at B = 2 and 5 too
 
 
 def rows_for(pattern: str) -> list[tuple[str, dict]]:
@@ -26,7 +27,7 @@ def rows_for(pattern: str) -> list[tuple[str, dict]]:
     for kind in KINDS:
         if kind == "block" and group % keep:
             continue
-        for blocks in BLOCKS:
+        for blocks in (*BLOCKS, *((2, 5) if kind in MORE else ())):
             options = {"diagonal": kind, "B": blocks}
             rows.append((f"eggs {kind} B={blocks}", {"method": "eggs", "steps": {"select": options}}))
     for label, options in (

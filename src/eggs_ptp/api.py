@@ -1,6 +1,7 @@
 """The verbs in Python: plan, prune, verify, evaluate, load."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from eggs_ptp.checkpoint.verify import Verification, made_from, verify_folder
 from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
 from eggs_ptp.engine.event import Listener, ignore
 from eggs_ptp.engine.plan import Plan, plan_run
-from eggs_ptp.engine.run import BlockResult, Run
+from eggs_ptp.engine.run import BlockResult, Inputs, Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.usage import MemoryWatch
 from eggs_ptp.errors import CalibrationError, ModelError, RecipeError
@@ -65,6 +66,7 @@ def prune(
     revision: str | None = None,
     trust_remote_code: bool = False,
     listener: Listener = ignore,
+    shared: "Shared | None" = None,
     **settings: Any,
 ) -> RunRecord:
     """Prune `model` (a folder, a hub name, or `demo`) and write a Hugging Face folder to `output`.
@@ -72,7 +74,8 @@ def prune(
     Say how by a `recipe`, or by `settings`, the keys of one: `method="ria"`, `pattern="4:8"`, `seed=1`,
     `calibration="text.jsonl"`, `nsamples=64`, `steps={"score": {"alpha": 0.7}}`, ... (see `recipe.read.read_recipe`).
 
-    The folder appears when it is whole; if anything fails, nothing is left behind.
+    The folder appears when it is whole; if anything fails, nothing is left behind. Several runs on one model can be
+    given one `shared`, which keeps what does not depend on the method.
 
     Raises:
         EggsError: see the kinds in `eggs_ptp.errors`.
@@ -84,7 +87,9 @@ def prune(
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
         decided = plan_run(skeleton, shards, asked, device=_device(device), dtype=_dtype(dtype))
-        windows = _windows(skeleton, asked, decided, trust_remote_code) if decided.needs_calibration else None
+        windows = inputs = None
+        if decided.needs_calibration:
+            windows = _windows(skeleton, asked, decided, trust_remote_code)
         run = Run(
             decided,
             skeleton,
@@ -114,13 +119,39 @@ def prune(
             orders.update(result.orders)
             record.matrices.extend(result.records)
 
-        run.blocks(windows, keep)
+        if windows is not None:
+            inputs = shared.inputs(run, windows) if shared else run.inputs(windows)
+        run.blocks(inputs, keep)
         memory.look()
         record.seconds = time.perf_counter() - start
         record.stages = run.stages.seconds
         record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
         draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)))
     return record
+
+
+class Shared:
+    """What runs on one model have in common whatever the method: what the dense model feeds its first block."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ...] = ()
+        self._inputs: Inputs | None = None
+
+    def inputs(self, run: Run, windows: Windows) -> Inputs:
+        """The inputs of the first block, taken once for the same model, windows, type and device."""
+        key = (str(run.skeleton.folder), windows.digest, str(run.dtype), str(run.device))
+        if self._inputs is None or key != self._key:
+            self._key, self._inputs = key, run.inputs(windows)
+        return self._inputs.copy()
+
+
+def find(model: str) -> Path:
+    """The local folder of a model: a path, a hub name, or `demo`.
+
+    Raises:
+        ModelError: neither a folder nor a hub name that can be reached.
+    """
+    return _folder(model)
 
 
 def verify(folder: str | Path, against: str | None = None, *, pattern: str | None = None) -> Verification:
@@ -158,6 +189,7 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """Perplexity of a model on a text (see `evaluate.perplexity`).
 
@@ -177,7 +209,13 @@ def evaluate(
     chosen: Protocol = protocol or ("documents" if text and text.endswith(".jsonl") else "packed")
     context = int(network.config.max_position_embeddings)
     return perplexity(
-        network, tokenizer, documents, protocol=chosen, seqlen=seqlen or min(2048, context), max_windows=max_windows
+        network,
+        tokenizer,
+        documents,
+        protocol=chosen,
+        seqlen=seqlen or min(2048, context),
+        max_windows=max_windows,
+        progress=progress,
     )
 
 

@@ -23,13 +23,14 @@ class Ran(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The one line of a refusal."""
+        """The one line of a refusal, the last on stderr (the plan may stand before it)."""
         assert self.code == 2, self
         assert self.out == ""
-        lines = [line for line in self.err.splitlines() if not line.startswith("Loading weights")]
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("eggs: error: ")
-        return lines[0].removeprefix("eggs: error: ")
+        assert "Traceback" not in self.err
+        *before, last = self.err.splitlines()
+        assert last.startswith("eggs: error: "), self.err
+        assert not any(line.startswith("eggs: ") for line in before)
+        return last.removeprefix("eggs: error: ")
 
 
 @pytest.fixture

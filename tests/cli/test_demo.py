@@ -33,7 +33,7 @@ def pruned(monkeypatch):
     return done
 
 
-def test_the_table_has_every_method_and_fixed_B_beside_the_automatic_one(eggs, pruned, tmp_path):
+def test_the_table_has_every_method_and_fixed_blocks_beside_the_automatic_ones(eggs, pruned, tmp_path):
     out = tmp_path / "out"
     ran = eggs("demo", "-o", out)
     assert ran.code == 0
@@ -76,6 +76,15 @@ def test_what_a_demo_left_is_replaced_and_nothing_else(eggs, pruned, tmp_path):
     (tmp_path / "out/eggs.json").write_text(json.dumps({"format": 1, "source": {"model": "mine"}, "matrices": []}))
     eggs("demo", "-o", tmp_path / "out")
     assert [overwrite for path, _, _, overwrite in pruned if path == str(tmp_path / "out")] == [False, True, False]
+
+
+def test_the_main_job_on_the_built_in_model(eggs, tmp_path):
+    out = tmp_path / "out"
+    assert eggs("prune", "demo", "-o", out, "--nsamples", 4, "--seqlen", 64).code == 0
+    assert eggs("verify", out, "--against", "demo").code == 0
+    dense, pruned = (eggs("evaluate", model, "--max-windows", 3, "--json").json["value"] for model in ("demo", out))
+    assert dense < pruned
+    assert eggs("generate", out, "--prompt", demo.PROMPT, "--tokens", 5).out.startswith(demo.PROMPT.strip())
 
 
 @pytest.mark.slow

@@ -49,6 +49,23 @@ def test_original_counts_truncate_rows_and_prune_one_too_many_of_a_layer(sparsit
     assert int((~by_layer).sum()) == int(40 * sparsity) + 1
 
 
+@pytest.mark.parametrize("count", ["exact", "original"])
+@pytest.mark.parametrize("sparsity", [0.01, 0.29, 0.5, 0.6, 0.99])
+@pytest.mark.parametrize("block_size", [1, 4, 5, 10, 128])
+def test_blocks_of_columns_are_layers_of_their_own(block_size, sparsity, count):
+    score = torch.rand(6, 10, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 11.0)
+    mask = keep_top(score, Unstructured(sparsity), group="block", block_size=block_size, count=count)
+    for start in range(0, 10, block_size):
+        block = score[:, start : start + block_size].tolist()
+        weights = 6 * len(block[0])
+        if count == "exact":
+            want = selection.by_layer(block, round(weights * sparsity))
+        else:
+            want = selection.by_layer_threshold(block, sparsity)
+            assert sum(not keep for row in want for keep in row) == int(weights * sparsity) + 1
+        assert mask[:, start : start + block_size].tolist() == want
+
+
 def test_the_count_does_not_suffer_from_binary_fractions():
     score = torch.rand(3, 100)
     assert int(100 * 0.29) == 28

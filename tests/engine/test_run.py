@@ -62,7 +62,7 @@ def prune(folder, *, tokens=TOKENS, batch_tokens=2048, dtype=torch.float32, list
         batch_tokens=batch_tokens,
     )
     blocks = []
-    run.blocks(windows, blocks.append)
+    run.blocks(run.inputs(windows) if windows else None, blocks.append)
     assert [block.index for block in blocks] == [0, 1]
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
     return Result(blocks)

@@ -98,9 +98,7 @@ def stochria(
 
 
 def product(a: Matrix, b: Matrix) -> Matrix:
-    return [
-        [math.fsum(a[i][k] * b[k][j] for k in range(len(b))) for j in range(len(b[0]))] for i in range(len(a))
-    ]
+    return [[math.fsum(a[i][k] * b[k][j] for k in range(len(b))) for j in range(len(b[0]))] for i in range(len(a))]
 
 
 def objective(x: Matrix, w: Matrix, pruned: Matrix, y: Matrix, squared: bool = False) -> float:

@@ -22,11 +22,21 @@ def test_the_group_decides_what_an_unstructured_mask_compares(count):
 
 def test_an_nm_mask_has_its_own_groups():
     want = keep_top(SCORE, Pattern(2, 4))
-    for options in ({}, {"group": "layer"}, {"count": "original"}):
+    for options in ({}, {"group": "layer"}, {"group": "block", "block_size": 6}, {"count": "original"}):
         assert torch.equal(top(SCORE, Pattern(2, 4), **options), want)
 
 
-@pytest.mark.parametrize("options", [{"group": "column"}, {"count": "rounded"}, {"groups": "row"}])
+@pytest.mark.parametrize("count", ["exact", "original"])
+def test_a_block_of_columns_may_be_a_group_too(count):
+    by_block = top(SCORE, Unstructured(0.6), group="block", block_size=6, count=count)
+    assert torch.equal(by_block, keep_top(SCORE, Unstructured(0.6), group="block", block_size=6, count=count))
+    pruned = [int((~block).sum()) for block in by_block.split(6, 1)]
+    assert pruned == ([22, 22, 14] if count == "exact" else [22, 22, 15])
+
+
+@pytest.mark.parametrize(
+    "options", [{"group": "column"}, {"count": "rounded"}, {"groups": "row"}, {"block_size": 0}, {"block_size": 1.5}]
+)
 def test_other_options_are_refused(options):
     with pytest.raises(MethodError, match=r"steps\.select"):
         Step("top", options).bind("select")

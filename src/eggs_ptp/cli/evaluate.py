@@ -42,19 +42,21 @@ def evaluate(
 ) -> None:
     """Measure the perplexity of a model, pruned or not."""
     from eggs_ptp import api
-    from eggs_ptp.cli.terminal import line, print_json, seconds_text
+    from eggs_ptp.cli.terminal import Progress, line, print_json, seconds_text
 
-    found = api.evaluate(
-        model,
-        text,
-        protocol=protocol.value if protocol else None,
-        seqlen=seqlen,
-        max_windows=max_windows,
-        text_field=text_field,
-        device=device,
-        dtype=dtype.value,
-        trust_remote_code=trust_remote_code,
-    )
+    with Progress("evaluate", quiet=json) as progress:
+        found = api.evaluate(
+            model,
+            text,
+            protocol=protocol.value if protocol else None,
+            seqlen=seqlen,
+            max_windows=max_windows,
+            text_field=text_field,
+            device=device,
+            dtype=dtype.value,
+            trust_remote_code=trust_remote_code,
+            progress=progress.count if progress.is_bar else None,
+        )
     if json:
         print_json({"model": model, "text": text, **found.to_dict()})
         return

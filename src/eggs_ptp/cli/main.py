@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eggs_ptp.cli import demo, doctor, evaluate, generate, methods, plan, prune, verify
+from eggs_ptp.cli import compare, demo, doctor, evaluate, generate, methods, plan, prune, verify
 from eggs_ptp.errors import EggsError
 
 FAILED = 2
@@ -29,6 +29,7 @@ for verb in (
     plan.plan,
     verify.verify,
     evaluate.evaluate,
+    compare.compare,
     generate.generate,
     methods.methods,
     doctor.doctor,

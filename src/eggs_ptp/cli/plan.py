@@ -9,6 +9,8 @@ from eggs_ptp.cli.flags import DType
 if TYPE_CHECKING:
     from eggs_ptp.engine.plan import Plan
 
+_TEXTS = {"": "C4 (hub)", "demo": "the built-in text"}
+
 
 def plan(
     model: flags.Model,
@@ -62,10 +64,10 @@ def plan(
         rows.append((matrix["name"], (shape, matrix["reads"], *verdict)))
     heads = ("matrices", ">count", ">shape", "reads", "pattern", "method", "needs")
     table(heads, ([each.label, str(len(each.names)), *each.cells] for each in fold(rows)))
-    line("\n".join(summary(decided)))
+    line("\n".join(summary(model, decided)))
 
 
-def summary(decided: "Plan") -> list[str]:
+def summary(model: str, decided: "Plan") -> list[str]:
     """What will happen, in a few lines."""
     from eggs_ptp.cli.terminal import bytes_text, seconds_text
 
@@ -76,11 +78,11 @@ def summary(decided: "Plan") -> list[str]:
     )
     what = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     lines = [
-        f"{data['model']} ({data['model_type']}, {data['blocks']} blocks, {len(data['matrices'])} matrices) on "
+        f"{model} ({data['model_type']}, {data['blocks']} blocks, {len(data['matrices'])} matrices) on "
         f"{data['device']} in {data['dtype']}: {what}; embeddings, norms and head stay as they are",
     ]
     if data["nsamples"]:
-        source = data["calibration"] or "C4 (hub)"
+        source = _TEXTS.get(data["calibration"], data["calibration"])
         lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}")
     else:
         lines.append("calibration: none needed")

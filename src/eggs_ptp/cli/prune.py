@@ -56,7 +56,7 @@ def prune(
         "trust_remote_code": trust_remote_code,
     }
     if not json:
-        line("\n".join(summary(api.plan(model, asked, **where))), stderr=True)
+        line("\n".join(summary(model, api.plan(model, asked, **where))), stderr=True)
     with Progress("prune", quiet=json) as progress:
         record = api.prune(model, output, asked, overwrite=overwrite, listener=progress.listen, **where)
     if json:

@@ -120,6 +120,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    @property
+    def is_bar(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return self._bar is not None
+
     def listen(self, event: "Event") -> None:
         """Follow a pruning run."""
         if event.kind == "stage":

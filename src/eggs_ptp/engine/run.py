@@ -34,6 +34,18 @@ class BlockResult:
     records: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the first block is fed: hidden states (windows, seqlen, hidden), and every block's keyword arguments."""
+
+    hidden: Tensor
+    kwargs: list[dict[str, Any]]
+
+    def copy(self) -> "Inputs":
+        """The same with hidden states of its own, which a run overwrites."""
+        return Inputs(self.hidden.clone(), self.kwargs)
+
+
 @dataclass
 class Run:
     """Everything a run holds on to between blocks."""
@@ -51,15 +63,20 @@ class Run:
     dense_stream: bool = False  # blocks are fed what the dense model gives
     stages: Stages = field(default_factory=Stages)
 
-    def blocks(self, windows: Windows | None, keep: Callable[[BlockResult], None]) -> None:
-        """Prune block after block; `keep` receives each one as soon as it is finished."""
-        hidden: Tensor | None = None
-        kwargs: list[dict[str, Any]] = [{} for _ in self.skeleton.blocks]
-        if windows is not None:
-            self._tell("stage", 0, "embedding")
+    def inputs(self, windows: Windows) -> Inputs:
+        """Run what comes before the blocks."""
+        self._tell("stage", 0, "embedding")
+        with self.stages.timed("embedding"):
             batch = self._batch(windows.tokens)
-            with self.stages.timed("embedding"):
-                hidden, kwargs = capture(self.skeleton, self.shards, windows.tokens, self.dtype, self.device, batch)
+            return Inputs(*capture(self.skeleton, self.shards, windows.tokens, self.dtype, self.device, batch))
+
+    def blocks(self, inputs: Inputs | None, keep: Callable[[BlockResult], None]) -> None:
+        """Prune block after block; `keep` receives each one as soon as it is finished.
+
+        `inputs` None is for methods that need no statistics. Their hidden states are overwritten.
+        """
+        hidden = inputs.hidden if inputs else None
+        kwargs = inputs.kwargs if inputs else [{} for _ in self.skeleton.blocks]
         for index, block in enumerate(self.skeleton.blocks):
             keep(self._block(index, block, hidden, kwargs[index]))
             self._tell("block", index + 1)

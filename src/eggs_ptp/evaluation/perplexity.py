@@ -72,7 +72,7 @@ def perplexity(
     if protocol == "packed":
         text = "\n\n".join(documents)
         tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.long)
-        sequences = list(consecutive_windows(tokens, length, max_windows))
+        sequences = list(consecutive_windows(tokens, length, max_windows, "the evaluation text"))
     else:
         whole = _document_tokens(tokenizer, documents[:max_windows])
         truncated = sum(len(document) > length for document in whole)

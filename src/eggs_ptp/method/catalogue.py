@@ -6,7 +6,7 @@ from types import MappingProxyType
 from eggs_ptp.errors import MethodError
 from eggs_ptp.method.method import Method
 from eggs_ptp.method.nearest import nearest
-from eggs_ptp.method.step import Step
+from eggs_ptp.method.step import SLOTS, Step, names
 
 _TOP_LAYER = Step("top", {"group": "layer"})
 _TOP_ROW = Step("top", {"group": "row"})
@@ -66,12 +66,41 @@ DEFAULT_METHOD = "eggs"
 
 
 def find_method(name: str) -> Method:
-    """The method of that name; `-` and `_` are the same.
+    """The method of that name: a row, or `a+b+...`, a row with slots refilled by the steps that follow.
+
+    `-` and `_` make no difference. Each part after the first is a step (`wanda+dsnot`), or a row whose steps replace
+    those that are there (`magnitude+ria_cp`).
 
     Raises:
-        MethodError: no such method; names the nearest.
+        MethodError: no such method or step; names the nearest.
     """
-    key = name.strip().lower().replace("-", "_")
-    if key not in METHODS:
-        raise MethodError(f"no method is named {name!r}{nearest(key, METHODS)}; known: {', '.join(METHODS)}")
-    return METHODS[key]
+    rows = {_plain(row): method for row, method in METHODS.items()}
+    if found := rows.get(_plain(name)):
+        return found
+    first, *others = name.split("+")
+    if _plain(first) not in rows:
+        raise MethodError(f"no method is named {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+    method = rows[_plain(first)]
+    for part in others:
+        method = _joined(method, part, rows)
+    return method
+
+
+def _joined(method: Method, part: str, rows: Mapping[str, Method]) -> Method:
+    steps = {_plain(step): (slot, step) for slot in SLOTS for step in names(slot)}
+    if _plain(part) in steps:
+        slot, step = steps[_plain(part)]
+        added, title, source = {slot: Step(step)}, f"{slot} by {step}", ""
+    elif _plain(part) in rows:
+        row = rows[_plain(part)]
+        added, title, source = dict(row.steps), row.title, row.source
+    else:
+        known = sorted({step for _, step in steps.values()} | set(METHODS))
+        raise MethodError(f"{part!r} is neither a step nor a method{nearest(part, known)}; known: {', '.join(known)}")
+    sources = [source for source in (method.source, source) if source]
+    joined = Method(f"{method.name}+{part}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
+    return joined.replace(**added)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "")

@@ -81,6 +81,11 @@ class BoundMethod:
         """Union of what the steps ask for; empty for methods that need no calibration data."""
         return frozenset().union(*(step.statistics for step in self.steps.values()))
 
+    @property
+    def seeded(self) -> bool:
+        """Whether a seed can make a difference: calibration windows are drawn, or a step draws random numbers."""
+        return bool(self.statistics) or any("generator" in step.data for step in self.steps.values())
+
     def check_pattern(self, pattern: AnyPattern, name: str) -> None:
         """Refuse a pattern that a step cannot serve.
 

@@ -80,8 +80,10 @@ def load_model(
         ModelError: transformers cannot load the folder, or would make up weights that it lacks.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     read_config(folder)
+    logging.disable_progress_bar()  # progress is ours to show
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, output_loading_info=True

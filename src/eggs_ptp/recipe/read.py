@@ -5,7 +5,7 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -27,11 +27,14 @@ _FLAGS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def read_recipe(path: Path | str | None = None, overrides: Sequence[str] = (), **flags: Any) -> Recipe:
+def read_recipe(
+    path: Path | str | None = None, overrides: Sequence[str] = (), *, foreign: Collection[str] = (), **flags: Any
+) -> Recipe:
     """The recipe of a file, changed by flags (None = not given), both changed by `KEY=VALUE` overrides.
 
     Flags have the names of the recipe's keys; `calibration`, `nsamples`, `seqlen`, `sampling` and `text_field` are
     those of `[calibration]`, the first its `text`. A VALUE is read as TOML where it is TOML, else as a string.
+    Top-level keys that are `foreign` belong to someone else and are passed over.
 
     Raises:
         RecipeError: a file that cannot be read or is not TOML (file, line, column), an unknown key (file, line,
@@ -39,6 +42,7 @@ def read_recipe(path: Path | str | None = None, overrides: Sequence[str] = (), *
     """
     text = "" if path is None else _read(Path(path))
     table = {} if path is None else _parsed(Path(path), text)
+    table = {key: value for key, value in table.items() if key not in foreign}
     changed = []
     for name, value in flags.items():
         if value is not None:
@@ -57,6 +61,15 @@ def read_recipe(path: Path | str | None = None, overrides: Sequence[str] = (), *
         lines = _key_lines(text)
         found = [_located(problem, path, lines, changed) for problem in problems(error, Recipe)]
         raise RecipeError("; ".join(found)) from None
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data.
+
+    Raises:
+        RecipeError: it cannot be read, or is not TOML (file, line, column).
+    """
+    return _parsed(path, _read(path))
 
 
 def _read(path: Path) -> str:

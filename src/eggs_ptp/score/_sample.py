@@ -1,4 +1,4 @@
-"""Sums over samples of a matrix's rows."""
+"""Sums over samples of a matrix's rows or columns."""
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ _ELEMENTS = 1 << 18  # entries marked at a time: what fits a cache
 
 def sampled_sums(
     size: Tensor,
+    dim: int,
     count: int,
     generator: torch.Generator,
     *,
@@ -15,31 +16,36 @@ def sampled_sums(
     shared: bool = False,
     replacement: bool = False,
 ) -> Tensor:
-    """Sum of `count` entries sampled from each row of `size`.
+    """Sum along `dim` of `count` entries sampled from each column (0) or row (1) of `size`.
 
     Args:
-        size: (rows, width); may be a transposed view.
-        count: entries of a sample, 1 .. width.
+        size: (out, in).
+        dim: as in `size.sum(dim, keepdim=True)`.
+        count: entries of a sample, 1 .. size.shape[dim].
         generator: on the device of `size`.
-        importance: chances of the entries, (rows, width), not negative; None: all alike.
-        shared: one sample for all rows, by the importance summed over them.
+        importance: chances of the entries, (out, in), not negative; None: all alike.
+        shared: one sample for all columns or rows, by the importance summed over them.
         replacement: an entry can be drawn again, and counts again.
 
     Returns:
-        (rows,).
+        (1, in) or (out, 1).
     """
-    width = size.shape[1]
+    width = size.shape[dim]
     if shared:
-        chances = None if importance is None else importance.sum(0, keepdim=True)
+        chances = None if importance is None else importance.sum(1 - dim).view(1, width)
         times = draw((1, width), count, generator, chances, replacement)[0]
-        columns = times.nonzero()[:, 0]
-        return (size.index_select(1, columns) * times[columns]).sum(1)
-    sums, rows = [], max(1, _ELEMENTS // width)
-    for start in range(0, len(size), rows):
-        part = size[start : start + rows]
-        chances = None if importance is None else importance[start : start + rows]
-        sums.append((part * draw((len(part), width), count, generator, chances, replacement)).sum(1))
-    return torch.cat(sums)
+        places = torch.arange(width, device=size.device).repeat_interleave(times.long())
+        return size.index_select(dim, places).sum(dim, keepdim=True)
+    parts = size.split(max(1, _ELEMENTS // width), 1 - dim)
+    sums, start = [], 0
+    for part in parts:
+        several = part.shape[1 - dim]
+        chances = None if importance is None else importance.narrow(1 - dim, start, several)
+        chances = chances.T if chances is not None and dim == 0 else chances
+        times = draw((several, width), count, generator, chances, replacement)
+        sums.append((part * (times.T if dim == 0 else times)).sum(dim, keepdim=True))
+        start += several
+    return torch.cat(sums, 1 - dim)
 
 
 def draw(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eggs_ptp.score._relative import relative
 
-_EXPONENTS = 80.0  # e^80 and e^-80, with room for a weight, are what float32 holds
+_EXPONENT = 80.0  # e^80, with room for a weight, is what float32 holds
 
 
 def lp(
@@ -52,15 +52,15 @@ def lp(
 def _norms(size: Tensor, p: float, *, largest: bool) -> tuple[Tensor, Tensor]:
     """p-norms of the columns, (1, in), and of the rows, (out, 1).
 
-    Where float32 cannot hold them all, they are divided by the largest or by the smallest of them, whichever weighs
-    most in what is to be done with them.
+    A norm is never less than the largest entry, but it can be too large for float32. Then all are divided by the
+    largest or by the smallest of them, whichever weighs most in what is to be done with them.
     """
     if p == 1:  # the very sums of `ri`
         return size.sum(0, keepdim=True), size.sum(1, keepdim=True)
     column, row = _log_norm(size, p, 0), _log_norm(size, p, 1)
     logs = torch.cat([column.flatten(), row.flatten()])
     finite = logs[logs.isfinite()]
-    if len(finite) and float(finite.abs().max()) > _EXPONENTS:
+    if len(finite) and float(finite.max()) > _EXPONENT:
         unit = finite.max() if largest else finite.min()
         column, row = column - unit, row - unit
     return column.exp().float(), row.exp().float()

@@ -62,10 +62,9 @@ def stochria(
     in_row = _tau(beta, ins if tau == "own" else shorter, rounding)
     in_column = _tau(beta if column_beta == "same" else column_beta, outs if tau == "own" else shorter, rounding)
     importance = {"uniform": None, "magnitude": size, "activation": size * input_norm.float()}[sampling]
-    how = {"shared": draw == "shared", "replacement": replacement}
-    row = sampled_sums(size, in_row, generator, importance=importance, **how)[:, None]  # (out, 1)
-    turned = None if importance is None else importance.T
-    column = sampled_sums(size.T, in_column, generator, importance=turned, **how)  # (in,)
+    how = {"importance": importance, "shared": draw == "shared", "replacement": replacement}
+    row = sampled_sums(size, 1, in_row, generator, **how)
+    column = sampled_sums(size, 0, in_column, generator, **how)
     if rescale:
         row, column = row * (ins / in_row), column * (outs / in_column)
     return (relative(size, column) + relative(size, row)) * input_norm.float().pow(alpha)
