@@ -87,24 +87,14 @@ def prune(
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
         decided = plan_run(skeleton, shards, asked, device=_device(device), dtype=_dtype(dtype))
+        run = _run(decided, skeleton, shards, asked, listener)
         windows = inputs = None
         if decided.needs_calibration:
             windows = _windows(skeleton, asked, decided, trust_remote_code)
-        run = Run(
-            decided,
-            skeleton,
-            shards,
-            seed=asked.seed,
-            share_order=asked.share == "readers",
-            device=torch.device(decided.device),
-            dtype=_DTYPES[decided.dtype],
-            listener=listener,
-            refresh=asked.calibration.statistics == "group",
-            dense_stream=asked.calibration.propagate == "dense",
-        )
-        orders: dict[str, torch.Tensor] = {}
+            inputs = shared.inputs(run, windows) if shared else run.inputs(windows)
+        source = {"model": model, "revision": revision, "model_type": decided.model_type}
         record = RunRecord(
-            source={"model": model, "revision": revision, "model_type": decided.model_type},
+            source,
             recipe=asked.to_dict(),
             recipe_sha256=asked.digest(),
             calibration=windows.to_dict() if windows else None,
@@ -112,22 +102,42 @@ def prune(
             dtype=decided.dtype,
             output=str(output),
         )
-
-        def keep(result: BlockResult) -> None:
-            with run.stages.timed("write"):
-                draft.write_block(result.index, result.tensors)
-            orders.update(result.orders)
-            record.matrices.extend(result.records)
-
-        if windows is not None:
-            inputs = shared.inputs(run, windows) if shared else run.inputs(windows)
-        run.blocks(inputs, keep)
+        orders = _write_blocks(run, inputs, draft, record)
         memory.look()
         record.seconds = time.perf_counter() - start
         record.stages = run.stages.seconds
         record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
         draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)))
     return record
+
+
+def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener) -> Run:
+    return Run(
+        decided,
+        skeleton,
+        shards,
+        seed=asked.seed,
+        share_order=asked.share == "readers",
+        device=torch.device(decided.device),
+        dtype=_DTYPES[decided.dtype],
+        listener=listener,
+        refresh=asked.calibration.statistics == "group",
+        dense_stream=asked.calibration.propagate == "dense",
+    )
+
+
+def _write_blocks(run: Run, inputs: Inputs | None, draft: Draft, record: RunRecord) -> dict[str, torch.Tensor]:
+    """Prune block after block, each to disk as soon as it is finished; returns the orders of permuted matrices."""
+    orders: dict[str, torch.Tensor] = {}
+
+    def keep(result: BlockResult) -> None:
+        with run.stages.timed("write"):
+            draft.write_block(result.index, result.tensors)
+        orders.update(result.orders)
+        record.matrices.extend(result.records)
+
+    run.blocks(inputs, keep)
+    return orders
 
 
 class Shared:

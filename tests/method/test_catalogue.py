@@ -8,6 +8,7 @@ import pytest
 from eggs_ptp.errors import MethodError
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS, find_method
 from eggs_ptp.method.method import Method
+from eggs_ptp.method.step import Step
 
 
 def test_the_promised_rows_are_there():
@@ -49,6 +50,21 @@ def test_a_method_is_found_however_it_is_written(written):
     assert find_method(written) is METHODS["eggs_paper"]
 
 
+@pytest.mark.parametrize("written", ["ria_cp+wanda", "RIA-CP + Wanda"])
+def test_a_step_after_a_plus_refills_its_slot(written):
+    joined = find_method(written)
+    assert joined.name == "ria_cp+wanda"
+    assert joined.steps == {**METHODS["ria_cp"].steps, "score": Step("wanda")}
+    assert find_method(joined.name) == joined
+
+
+def test_a_row_after_a_plus_brings_all_its_steps():
+    joined = find_method("magnitude+eggs_paper+top")
+    assert joined.steps == {**METHODS["eggs_paper"].steps, "select": Step("top")}
+    assert joined.source == "Zhu & Gupta, arXiv:1710.01878; EGGS-PTP, arXiv:2508.09471"
+    joined.bind()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -56,6 +72,9 @@ def test_a_method_is_found_however_it_is_written(written):
         ("ria-pc", "no method is named 'ria-pc', did you mean 'ria_cp'?"),
         ("xyzzy", "no method is named 'xyzzy'; known: "),
         ("", "no method is named ''; known: "),
+        ("top+wanda", "no method is named 'top+wanda'"),
+        ("wanda+expandr", "'expandr' is neither a step nor a method, did you mean 'expander'?; known: "),
+        ("wanda+", "'' is neither a step nor a method; known: "),
     ],
 )
 def test_an_unknown_method_is_named_with_the_nearest(name, message):

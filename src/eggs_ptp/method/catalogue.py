@@ -8,6 +8,7 @@ from eggs_ptp.method.method import Method
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.method.step import SLOTS, Step, names
 
+_SYMMETRIC = "Symmetric Pruning, arXiv:2501.18980"
 _TOP_LAYER = Step("top", {"group": "layer"})
 _TOP_ROW = Step("top", {"group": "row"})
 _DEAL_ASSIGN = Step("deal", {"assign": True})
@@ -42,6 +43,90 @@ _ROWS = (
         "RIA after channel permutation with assignment refinement",
         "RIA, ICLR 2024 (OpenReview Tr0lPx9woF)",
         {"score": Step("ria"), "permute": _DEAL_ASSIGN, "select": _TOP_LAYER},
+    ),
+    Method(
+        "owanda",
+        "Weight times output norm, over the layer (within a row it is magnitude)",
+        f"{_SYMMETRIC}, corollary 3.3",
+        {"score": Step("owanda"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "symwanda",
+        "Weight times the sum of input norm and output norm",
+        f"{_SYMMETRIC}, lemma 3.1",
+        {"score": Step("symwanda"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "symwanda_squared",
+        "The same with squared norms, square root of the sum",
+        f"{_SYMMETRIC}, appendix B",
+        {"score": Step("symwanda", {"form": "squared"}), "select": _TOP_LAYER},
+    ),
+    Method(
+        "symmetric",
+        "Weight times the norms of its column and its row",
+        f"{_SYMMETRIC}, corollary 3.4",
+        {"score": Step("symmetric"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "symmetric_squared",
+        "The same with squared norms, square root of the sum",
+        f"{_SYMMETRIC}, table 1",
+        {"score": Step("symmetric", {"form": "squared"}), "select": _TOP_LAYER},
+    ),
+    Method(
+        "diagonal",
+        "Relative importance weighted by input and output norms",
+        f"{_SYMMETRIC}, lemma 3.7",
+        {"score": Step("diagonal"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "lp",
+        "Relative importance by an lp norm (p = 1 is RIA)",
+        f"{_SYMMETRIC}, equation 3",
+        {"score": Step("lp"), "select": _TOP_LAYER},
+    ),
+    *(
+        Method(
+            f"lp_{p}",
+            f"Relative importance by the l{p} norm",
+            f"{_SYMMETRIC}, table 7",
+            {"score": Step("lp", {"p": p}), "select": _TOP_LAYER},
+        )
+        for p in (0, 1, 2, 3, 4, "inf")
+    ),
+    *(
+        Method(
+            f"lp_{strategy}",
+            f"RIA re-weighted by strategy {strategy.upper()}",
+            f"{_SYMMETRIC}, table 8",
+            {"score": Step("lp", {"reweight": strategy}), "select": _TOP_LAYER},
+        )
+        for strategy in ("s1", "s2", "s3", "s4")
+    ),
+    Method(
+        "per_output",
+        "RIA's row term: each output neuron by its own sum (the table's Col-Sum)",
+        f"{_SYMMETRIC}, table 3",
+        {"score": Step("per_output"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "per_input",
+        "RIA's column term: each input channel by its own sum (the table's Row-Sum)",
+        f"{_SYMMETRIC}, table 3",
+        {"score": Step("per_input"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "stochria",
+        "RIA with sums over samples of a tenth",
+        f"{_SYMMETRIC}, equation 4",
+        {"score": Step("stochria"), "select": _TOP_LAYER},
+    ),
+    Method(
+        "wanda_variant",
+        "Wanda, every row losing the same share of its score",
+        "Wanda, arXiv:2306.11695, appendix",
+        {"score": Step("wanda"), "select": Step("cumulative")},
     ),
     Method(
         "eggs_paper",
@@ -90,15 +175,15 @@ def _joined(method: Method, part: str, rows: Mapping[str, Method]) -> Method:
     steps = {_plain(step): (slot, step) for slot in SLOTS for step in names(slot)}
     if _plain(part) in steps:
         slot, step = steps[_plain(part)]
-        added, title, source = {slot: Step(step)}, f"{slot} by {step}", ""
+        added, label, title, source = {slot: Step(step)}, step, f"{slot} by {step}", ""
     elif _plain(part) in rows:
         row = rows[_plain(part)]
-        added, title, source = dict(row.steps), row.title, row.source
+        added, label, title, source = dict(row.steps), row.name, row.title, row.source
     else:
         known = sorted({step for _, step in steps.values()} | set(METHODS))
         raise MethodError(f"{part!r} is neither a step nor a method{nearest(part, known)}; known: {', '.join(known)}")
     sources = [source for source in (method.source, source) if source]
-    joined = Method(f"{method.name}+{part}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
+    joined = Method(f"{method.name}+{label}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
     return joined.replace(**added)
 
 

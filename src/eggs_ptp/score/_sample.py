@@ -1,5 +1,7 @@
 """Sums over samples of a matrix's rows or columns."""
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -32,20 +34,17 @@ def sampled_sums(
     """
     width = size.shape[dim]
     if shared:
-        chances = None if importance is None else importance.sum(1 - dim).view(1, width)
-        times = draw((1, width), count, generator, chances, replacement)[0]
+        total = None if importance is None else importance.sum(1 - dim).view(1, width)
+        times = draw((1, width), count, generator, total, replacement)[0]
         places = torch.arange(width, device=size.device).repeat_interleave(times.long())
         return size.index_select(dim, places).sum(dim, keepdim=True)
-    parts = size.split(max(1, _ELEMENTS // width), 1 - dim)
-    sums, start = [], 0
-    for part in parts:
-        several = part.shape[1 - dim]
-        chances = None if importance is None else importance.narrow(1 - dim, start, several)
-        chances = chances.T if chances is not None and dim == 0 else chances
-        times = draw((several, width), count, generator, chances, replacement)
-        sums.append((part * (times.T if dim == 0 else times)).sum(dim, keepdim=True))
-        start += several
-    return torch.cat(sums, 1 - dim)
+    step = max(1, _ELEMENTS // width)
+    chances = repeat(None) if importance is None else (importance if dim else importance.T).split(step)
+    sums = []
+    for part, chance in zip((size if dim else size.T).split(step), chances, strict=False):
+        times = draw((len(part), width), count, generator, chance, replacement)
+        sums.append((part * times).sum(1))
+    return torch.cat(sums).unsqueeze(dim)
 
 
 def draw(

@@ -16,7 +16,7 @@ def lp(
     weight: Tensor,
     input_norm: Tensor,
     *,
-    p: Annotated[float, Field(ge=0)] = 1.0,
+    p: Annotated[float, Field(ge=0)] | Literal["inf"] = 1.0,
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5,
     reweight: Literal["s1", "s2", "s3", "s4"] = "s1",
 ) -> Tensor:
@@ -36,17 +36,19 @@ def lp(
     Differs: of norms beyond float32 (a small p) a common factor is left out, which no comparison sees.
     """
     size = weight.float().abs()
-    column, row = _norms(size, p, largest=reweight in ("s2", "s3"))
+    column, row = _norms(size, float(p), largest=reweight in ("s2", "s3"))
     match reweight:
         case "s1":
-            score = relative(size, column) + relative(size, row)
+            score = relative(size, column)
+            score += relative(size, row)
         case "s2":
             score = relative(size, column + row)
         case "s3":
             score = size * (column + row)
         case "s4":
             score = size / (1 / column + 1 / row)  # of a zero column or row, 0 / inf
-    return score * input_norm.float().pow(alpha)
+    score *= input_norm.float().pow(alpha)
+    return score
 
 
 def _norms(size: Tensor, p: float, *, largest: bool) -> tuple[Tensor, Tensor]:

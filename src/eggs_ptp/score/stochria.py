@@ -1,5 +1,6 @@
 """Relative importance and activations, with sampled sums."""
 
+import functools
 import math
 from typing import Annotated, Literal
 
@@ -61,13 +62,18 @@ def stochria(
     shorter = min(outs, ins)
     in_row = _tau(beta, ins if tau == "own" else shorter, rounding)
     in_column = _tau(beta if column_beta == "same" else column_beta, outs if tau == "own" else shorter, rounding)
-    importance = {"uniform": None, "magnitude": size, "activation": size * input_norm.float()}[sampling]
-    how = {"importance": importance, "shared": draw == "shared", "replacement": replacement}
-    row = sampled_sums(size, 1, in_row, generator, **how)
-    column = sampled_sums(size, 0, in_column, generator, **how)
+    importance = None if sampling == "uniform" else size
+    if sampling == "activation":
+        importance = size * input_norm.float()
+    sums = functools.partial(sampled_sums, importance=importance, shared=draw == "shared", replacement=replacement)
+    row = sums(size, 1, in_row, generator)  # (out, 1)
+    column = sums(size, 0, in_column, generator)  # (1, in)
     if rescale:
         row, column = row * (ins / in_row), column * (outs / in_column)
-    return (relative(size, column) + relative(size, row)) * input_norm.float().pow(alpha)
+    score = relative(size, column)
+    score += relative(size, row)
+    score *= input_norm.float().pow(alpha)
+    return score
 
 
 def _tau(share: float, length: int, rounding: Rounding) -> int:

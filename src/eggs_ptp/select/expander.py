@@ -29,7 +29,7 @@ def expander(
     block: Height = "square",
     offset: Offset = 0,
     rri: Importance = "activation",
-    alpha: Annotated[float, Field(ge=0)] = 0.5,
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5,
     loss: Annotated[float, Field(ge=0, le=1)] = 0.001,
 ) -> Noted:
     """Keep N of every M by score, but by diagonals in the B blocks of rows that matter least to each group of columns.

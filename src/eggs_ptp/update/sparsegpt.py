@@ -77,7 +77,6 @@ class _Sweep:
         self.change = torch.zeros_like(dense)
         self.keep = torch.empty_like(dense, dtype=torch.bool) if mask is None else mask.T.contiguous()
         self.dead = dead
-        self._any_dead = bool(dead.any())
         self._rank = factor.diagonal().square().masked_fill(dead, 0.0).unsqueeze(1)  # 1 / U_jj^2, (in, 1)
 
     def halve(self, low: int, high: int, unit: int, visit: Callable[[int, int], None]) -> None:
@@ -109,13 +108,16 @@ class _Sweep:
 
     def choose_block(self, low: int, high: int, pattern: Unstructured, original: bool) -> None:
         now, _ = self.standing(low, high)
-        score, dead = now.square() * self._rank[low:high], self.dead[low:high]
-        if original or not self._any_dead:
-            count = "original" if original else "exact"
-            self.keep[low:high] = keep_top(score.T, pattern, group="layer", count=count).T
+        score, keep, dead = now.square() * self._rank[low:high], self.keep[low:high], self.dead[low:high]
+        if original:
+            keep.copy_(keep_top(score.T, pattern, group="layer", count="original").T)
         else:
-            for part, compared in ((~dead, score), (dead, now.abs())):
-                self.keep[low:high][part] = keep_top(compared[part].T, pattern, group="layer").T
+            rows, silent = now.shape[1], int(dead.sum())
+            # Counted from the first column on, so that the blocks' shares add up to that of the matrix.
+            pruned = _count(rows * high, pattern) - _count(rows * low, pattern)
+            of_dead = min(max(_count(rows * silent, pattern), pruned - rows * (high - low - silent)), pruned)
+            keep[dead] = _keep_all_but(of_dead, now[dead].abs())
+            keep[~dead] = _keep_all_but(pruned - of_dead, score[~dead])
         self.halve(low, high, _LEAF, self.settle)
 
     def settle(self, low: int, high: int) -> None:
@@ -161,3 +163,13 @@ class _Places:
             torch.ge(score[gap:], score[:-gap], out=self._beats[start:stop])
             start = stop
         return self._count @ self._beats >= self._enough
+
+
+def _count(weights: int, pattern: Unstructured) -> int:
+    return round(round(weights * pattern.sparsity, 9))
+
+
+def _keep_all_but(pruned: int, score: Tensor) -> Tensor:
+    if pruned in (0, score.numel()):
+        return torch.full_like(score, not pruned, dtype=torch.bool)
+    return keep_top(score.T, Unstructured(pruned / score.numel()), group="layer").T

@@ -1,0 +1,96 @@
+"""DSnoT and R2-DSnoT as section by section of their papers and the public code describe them: one row, one swap a time.
+
+Everything is a plain list of floats; `part[i][j]` is W_ij times the mean input, at the scale of the threshold.
+"""
+
+import math
+
+Matrix = list[list[float]]
+Mask = list[list[bool]]
+
+
+def divided(value: float, variance: float, power: float) -> float:
+    """DSnoT's division by the variance; a channel without one is never grown, so its key is 0."""
+    if power == 0:
+        return value
+    return value / variance**power if variance > 0 else 0.0
+
+
+def next_to_grow(grow: list[float], bonus: list[float], left: list[int], error: float) -> int | None:
+    best = None
+    for j in left:
+        base = grow[j] if error > 0 else -grow[j]
+        if base > 0 and (best is None or base + bonus[j] >= best[0]):
+            best = (base + bonus[j], j)
+    return None if best is None else best[1]
+
+
+def next_to_prune(
+    prune: list[float], part: list[float], left: list[int], error: float, grown: int, group: int | None
+) -> int | None:
+    best = None
+    for j in left:
+        if group is None:
+            fits = part[j] < 0 if error > 0 else part[j] > 0
+        else:
+            fits = j // group == grown // group
+        if fits and (best is None or prune[j] < best[0]):
+            best = (prune[j], j)
+    return None if best is None else best[1]
+
+
+def sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def refine(
+    mask: Mask,
+    part: Matrix,
+    grow: Matrix,
+    bonus: Matrix,
+    prune: Matrix,
+    *,
+    group: int | None,
+    max_cycles: int,
+    threshold: float,
+    no_crossing: bool,
+) -> Mask:
+    result = []
+    for i in range(len(mask)):
+        keep = list(mask[i])
+        to_grow = [j for j in range(len(keep)) if not keep[j]]
+        to_prune = [j for j in range(len(keep)) if keep[j]]
+        error = sum(part[i][j] for j in to_grow)
+        first = sign(error)
+        for _ in range(max_cycles):
+            if abs(error) <= threshold:
+                break
+            new = next_to_grow(grow[i], bonus[i], to_grow, error)
+            if new is None:
+                break
+            old = next_to_prune(prune[i], part[i], to_prune, error, new, group)
+            if old is None:
+                break
+            after = error + part[i][old] - part[i][new]
+            if no_crossing and sign(after) != first:
+                break
+            keep[new], keep[old] = True, False
+            to_grow.remove(new)
+            to_prune.remove(old)
+            error = after
+        result.append(keep)
+    return result
+
+
+def relative(weight: Matrix) -> Matrix:
+    """1 / ||W_i:||_1 + 1 / ||W_:j||_1, 1/0 read as 0."""
+    rows = [sum(abs(w) for w in row) for row in weight]
+    columns = [sum(abs(row[j]) for row in weight) for j in range(len(weight[0]))]
+    return [[(1 / r if r else 0.0) + (1 / c if c else 0.0) for c in columns] for r in rows]
+
+
+def norm(values: list[float], p: float) -> float:
+    """||v||_p."""
+    if math.isinf(p):
+        return max(abs(v) for v in values)
+    return sum(abs(v) ** p for v in values) ** (1 / p)
