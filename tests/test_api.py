@@ -118,7 +118,7 @@ def test_runs_may_share_what_does_not_depend_on_the_method(tiny, settings, tmp_p
         ({"model": "nowhere"}, ModelError, "nowhere: no such folder"),
         ({"method": "wnda"}, RecipeError, "did you mean 'wanda'"),
         ({"patern": "2:4"}, RecipeError, "did you mean 'pattern'"),
-        ({"steps": {"score": {"alpha": 1}}}, RecipeError, "steps.score.alpha"),
+        ({"steps": {"score": {"beta": 1}}}, RecipeError, "steps.score.beta"),
         ({"pattern": "4:2"}, RecipeError, "pattern 4:2 keeps 4 of 2"),
         ({"method": "eggs", "pattern": "0.5"}, PatternError, "needs an N:M pattern such as 2:4, not 0.5"),
         ({"pattern": "3:5"}, PatternError, "32 input features cannot be cut into groups of 5"),

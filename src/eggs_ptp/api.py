@@ -13,21 +13,21 @@ from eggs_ptp.calibration.windows import Windows, calibration_windows
 from eggs_ptp.checkpoint.card import write_card
 from eggs_ptp.checkpoint.draft import Draft
 from eggs_ptp.checkpoint.record import RunRecord
-from eggs_ptp.checkpoint.verify import Verification, made_from, verify_folder
+from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, verify_folder
 from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
 from eggs_ptp.engine.event import Listener, ignore
+from eggs_ptp.engine.masks import MaskFile, write_masks
+from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
 from eggs_ptp.engine.run import BlockResult, Inputs, Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.usage import MemoryWatch
-from eggs_ptp.errors import CalibrationError, ModelError, RecipeError
+from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.evaluation.perplexity import Perplexity, Protocol, perplexity
 from eggs_ptp.models.folder import find_folder, read_config
 from eggs_ptp.models.load import Skeleton, load_model, load_skeleton, load_tokenizer
 from eggs_ptp.recipe.read import read_recipe
 from eggs_ptp.recipe.recipe import Recipe
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def plan(
@@ -47,7 +47,7 @@ def plan(
     Raises:
         EggsError: the model, the recipe or their combination is not possible; see `engine.plan.plan_run`.
     """
-    where, kind = _device(device), _dtype(dtype)
+    where, kind = find_device(device), find_dtype(dtype)
     folder = _folder(model, revision)
     skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
     return plan_run(
@@ -86,7 +86,7 @@ def prune(
         folder = _folder(model, revision)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
-        decided = plan_run(skeleton, shards, asked, device=_device(device), dtype=_dtype(dtype))
+        decided = plan_run(skeleton, shards, asked, device=find_device(device), dtype=find_dtype(dtype))
         run = _run(decided, skeleton, shards, asked, listener)
         windows = inputs = None
         if decided.needs_calibration:
@@ -119,10 +119,11 @@ def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, liste
         seed=asked.seed,
         share_order=asked.share == "readers",
         device=torch.device(decided.device),
-        dtype=_DTYPES[decided.dtype],
+        dtype=find_dtype(decided.dtype),
         listener=listener,
         refresh=asked.calibration.statistics == "group",
         dense_stream=asked.calibration.propagate == "dense",
+        masks=MaskFile(Path(asked.mask)) if asked.mask else None,
     )
 
 
@@ -174,6 +175,20 @@ def verify(folder: str | Path, against: str | None = None, *, pattern: str | Non
     return verify_folder(Path(folder), _folder(against) if against else None, pattern)
 
 
+def export_masks(folder: str | Path, output: str | Path) -> int:
+    """Write the keep masks of a pruned folder's matrices (weights that are not zero), one bit a weight; their number.
+
+    Raises:
+        CheckpointError: the folder has no record, or the file cannot be written.
+        ModelError: it is no model folder.
+    """
+    where = find_folder(str(folder))
+    shards = Shards(where)
+    names = [matrix["name"] for matrix in read_manifest(where)["matrices"]]
+    write_masks({name: shards.read(f"{name}.weight") != 0 for name in names}, Path(output))
+    return len(names)
+
+
 def load(
     model: str | Path, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
@@ -182,8 +197,8 @@ def load(
     Raises:
         ModelError: the folder cannot be loaded.
     """
-    folder, where = _folder(str(model)), _device(device)
-    kind: torch.dtype | str = _dtype(dtype) if dtype != "auto" or where.type == "cpu" else "auto"
+    folder, where = _folder(str(model)), find_device(device)
+    kind: torch.dtype | str = find_dtype(dtype) if dtype != "auto" or where.type == "cpu" else "auto"
     loaded = load_model(folder, dtype=kind, device=where, trust_remote_code=trust_remote_code)
     return loaded, load_tokenizer(folder, trust_remote_code=trust_remote_code)
 
@@ -267,24 +282,3 @@ def _default_text(folder: Path) -> list[str]:
     if folder == model_folder() or made_from(folder) == DEMO:
         return builtin_documents("evaluation")
     return list(hub_documents("Salesforce/wikitext:wikitext-2-raw-v1", whole=True, split="test", flag="--text"))
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"device {device!r} cannot be used here ({reason}); see eggs doctor") from error
-    return found
-
-
-def _dtype(dtype: str) -> torch.dtype:
-    """Read a type name; "auto" is float32, in which statistics and scores are computed anyway."""
-    if dtype == "auto":
-        return torch.float32
-    if dtype not in _DTYPES:
-        raise ModelError(f"dtype {dtype!r} is not known; expected auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]

@@ -77,6 +77,8 @@ def test_the_calibration_flags():
         "seqlen": 8,
         "sampling": "documents",
         "text_field": "body",
+        "statistics": "block",
+        "propagate": "pruned",
     }
     assert read_recipe(include=["a"], exclude=("b", "c")).exclude == ("b", "c")
 

@@ -24,6 +24,7 @@ def test_defaults():
         "pattern": "2:4",
         "method": "eggs",
         "share": "readers",
+        "mask": None,
         "steps": {},
         "include": [],
         "exclude": [],
@@ -33,6 +34,8 @@ def test_defaults():
             "seqlen": None,
             "sampling": "packed",
             "text_field": "text",
+            "statistics": "block",
+            "propagate": "pruned",
         },
         "targets": [],
     }
@@ -119,8 +122,8 @@ def test_steps_are_checked_when_the_recipe_is_made(steps, told):
 def test_a_rule_s_steps_are_checked_on_top_of_the_recipe_s():
     rules = [{"match": "a", "skip": True}, {"match": "b", "steps": {"score": {"alpha": -1}}}]
     assert refusal(method="ria", targets=rules).startswith("targets[1].steps.score.alpha: -1 is not possible: ")
-    rules[1] = {"match": "b", "method": "wanda", "steps": {"score": {"alpha": 1}}}
-    told = "targets[1].steps.score.alpha: score step 'wanda' has no option 'alpha'"
+    rules[1] = {"match": "b", "method": "wanda", "steps": {"score": {"beta": 1}}}
+    told = "targets[1].steps.score.beta: score step 'wanda' has no option 'beta'"
     assert refusal(method="ria", targets=rules).startswith(told)
 
 

@@ -235,4 +235,4 @@ def test_options_out_of_range_are_refused_before_anything_runs(options):
 def test_it_asks_for_the_gram_and_nothing_else():
     bound = Step("sparsegpt").bind("update")
     assert bound.statistics == {"gram"}
-    assert not bound.nm_only
+    assert bound.patterns is None

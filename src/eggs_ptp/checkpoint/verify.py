@@ -73,13 +73,18 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
 
 def made_from(folder: Path) -> str | None:
     """Name of the model that a folder of ours was pruned from; None for any other folder."""
+    return str(read_manifest(folder)["source"]["model"]) if (folder / MANIFEST).exists() else None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the record of a folder.
+
+    Raises:
+        CheckpointError: there is none, or this version cannot read it.
+    """
     path = folder / MANIFEST
     if not path.exists():
-        return None
-    return str(_manifest(path)["source"]["model"])
-
-
-def _manifest(path: Path) -> dict[str, Any]:
+        raise CheckpointError(f"{folder}: no {MANIFEST}, so not a folder that eggs has pruned")
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
@@ -95,7 +100,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _expected(folder: Path, config: dict[str, Any], shards: Shards, pattern: str | None) -> list[dict[str, Any]]:
     path = folder / MANIFEST
     if path.exists():
-        return [{**matrix, "pattern": pattern or matrix["pattern"]} for matrix in _manifest(path)["matrices"]]
+        return [{**matrix, "pattern": pattern or matrix["pattern"]} for matrix in read_manifest(folder)["matrices"]]
     if pattern is None:
         raise CheckpointError(f"{folder}: no {MANIFEST} says what to expect; pass --pattern, such as --pattern 2:4")
     linears = family_for(str(config["model_type"]), str(folder)).linears

@@ -72,6 +72,15 @@ Set = Annotated[
         rich_help_panel=_RECIPE,
     ),
 ]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask",
+        help="Masks to start from (.safetensors or .npz) instead of choosing them.",
+        rich_help_panel=_RECIPE,
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.", rich_help_panel=_RUN)]
 DTypeFlag = Annotated[
     DType, typer.Option("--dtype", help="Type that blocks are computed in.", rich_help_panel=_RUN, case_sensitive=False)

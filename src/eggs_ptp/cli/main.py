@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eggs_ptp.cli import compare, demo, doctor, evaluate, generate, methods, plan, prune, verify
+from eggs_ptp.cli import compare, demo, doctor, evaluate, export, generate, methods, plan, prune, verify
 from eggs_ptp.errors import EggsError
 
 FAILED = 2
@@ -28,6 +28,7 @@ for verb in (
     prune.prune,
     plan.plan,
     verify.verify,
+    export.export,
     evaluate.evaluate,
     compare.compare,
     generate.generate,

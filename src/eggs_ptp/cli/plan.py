@@ -24,6 +24,7 @@ def plan(
     exclude: flags.Exclude = None,
     recipe: flags.RecipeFile = None,
     set_: flags.Set = None,
+    mask: flags.Mask = None,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
     revision: flags.Revision = None,
@@ -46,6 +47,7 @@ def plan(
         seed=seed,
         include=include,
         exclude=exclude,
+        mask=str(mask) if mask else None,
     )
     decided = api.plan(
         model, asked, device=device, dtype=dtype.value, revision=revision, trust_remote_code=trust_remote_code

@@ -25,6 +25,7 @@ def prune(
     exclude: flags.Exclude = None,
     recipe: flags.RecipeFile = None,
     set_: flags.Set = None,
+    mask: flags.Mask = None,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")] = False,
@@ -48,6 +49,7 @@ def prune(
         seed=seed,
         include=include,
         exclude=exclude,
+        mask=str(mask) if mask else None,
     )
     where: dict[str, Any] = {
         "device": device,

@@ -14,6 +14,7 @@ from eggs_ptp.core.mask import density
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.engine.capture import capture
 from eggs_ptp.engine.event import Event, Listener
+from eggs_ptp.engine.masks import MaskFile
 from eggs_ptp.engine.observe import Observation, Want, observe
 from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, matrices_by_activation
 from eggs_ptp.engine.resident import resident
@@ -61,6 +62,7 @@ class Run:
     batch_tokens: int = BATCH_TOKENS
     refresh: bool = False  # statistics are taken again before each group of readers
     dense_stream: bool = False  # blocks are fed what the dense model gives
+    masks: MaskFile | None = None  # masks from outside instead of chosen ones
     stages: Stages = field(default_factory=Stages)
 
     def inputs(self, windows: Windows) -> Inputs:
@@ -135,7 +137,9 @@ class Run:
         for matrix in matrices:
             assert matrix.resolved is not None  # noqa: S101 - groups hold only matrices that will be pruned
             weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
-            jobs.append(Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method, matrix.role))
+            given = self.masks.read(matrix.name, matrix.rows, matrix.columns).to(self.device) if self.masks else None
+            method, pattern = matrix.resolved.method, matrix.resolved.pattern
+            jobs.append(Job(matrix.name, weight, pattern, method, matrix.role, given))
 
         def statistic(matrix: str, wanted: str) -> Tensor:
             activation = reads if STATISTICS[wanted].side == "input" else matrix

@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from eggs_ptp.core.mask import satisfies
+from eggs_ptp.core.mask import satisfies, violations
 from eggs_ptp.core.noted import Fact, Noted
 from eggs_ptp.core.order import check, invert
 from eggs_ptp.core.pattern import AnyPattern, Pattern
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.core.stats import STATISTICS
-from eggs_ptp.errors import MethodError, NumericsError
+from eggs_ptp.errors import MethodError, NumericsError, PatternError
 from eggs_ptp.method.method import BoundMethod
 
 
@@ -28,6 +28,7 @@ class Job:
     pattern: AnyPattern
     method: BoundMethod
     role: str = "attention"  # or "mlp"
+    mask: Tensor | None = None  # given from outside
 
 
 @dataclass
@@ -56,6 +57,7 @@ def prune_readers(
     Raises:
         NumericsError: weights or scores that are not finite; names the matrix.
         MethodError: a step returned something that does not fit the pattern.
+        PatternError: a given mask keeps more than the pattern allows.
     """
     works = [_Work(job, statistic, seed) for job in jobs]
     for work in works:
@@ -79,6 +81,9 @@ class _Work:
         self._statistic = statistic
         self._seed = seed
         self._data: dict[str, Any] = {"weight": job.weight, "pattern": job.pattern, "role": job.role}
+        if job.mask is not None:
+            _check_given(job)
+            self._data["mask"] = job.mask
 
     def score(self) -> None:
         if "score" in self.steps:
@@ -122,7 +127,7 @@ class _Work:
         if "update" in self.steps:
             weight, mask = self.run("update")
         pattern = self.job.pattern
-        if isinstance(pattern, Pattern) and not satisfies(mask, pattern):
+        if isinstance(pattern, Pattern) and self.job.mask is None and not satisfies(mask, pattern):
             raise MethodError(f"{self.job.name}: the mask of method {self.job.method.method.name!r} is not {pattern}")
         weight = torch.where(mask, weight, 0.0)
         if not torch.isfinite(weight).all():
@@ -131,6 +136,14 @@ class _Work:
             back = invert(self.order)
             weight, mask = weight[:, back], mask[:, back]
         return Pruned(weight, mask, self.order, self.facts, self.seconds)
+
+
+def _check_given(job: Job) -> None:
+    """A given mask may keep fewer than N (weights that are zero themselves), never more."""
+    if isinstance(job.pattern, Pattern) and job.mask is not None and (bad := violations(job.mask, job.pattern)):
+        raise PatternError(
+            f"{job.name}: {bad} groups of the given mask keep more than {job.pattern}; pass the pattern it was made for"
+        )
 
 
 def _sharing(works: Sequence[_Work], share_order: bool) -> Iterator[list[_Work]]:

@@ -81,6 +81,13 @@ class BoundMethod:
         """Union of what the steps ask for; empty for methods that need no calibration data."""
         return frozenset().union(*(step.statistics for step in self.steps.values()))
 
+    def given_mask(self) -> "BoundMethod":
+        """What is left to do when the masks are given: refine and update, and scores where these ask for them."""
+        left = {slot: step for slot, step in self.steps.items() if slot in ("refine", "update")}
+        if "score" in self.steps and any("score" in step.data for step in left.values()):
+            left = {"score": self.steps["score"], **left}
+        return BoundMethod(self.method, left)
+
     @property
     def seeded(self) -> bool:
         """Whether a seed can make a difference: calibration windows are drawn, or a step draws random numbers."""

@@ -135,6 +135,8 @@ class Target(_Table):
 class Recipe(_Table):
     """What the user asked for. Patterns, methods, steps and their options are checked when it is made.
 
+    With a `mask` file the masks are its own: no permute or select step runs, refine and update steps start from it.
+
     Raises:
         RecipeError: anything that cannot be understood; names the key path.
     """
@@ -143,6 +145,7 @@ class Recipe(_Table):
     pattern: PatternText = "2:4"
     method: MethodName = DEFAULT_METHOD
     share: Literal["readers", "matrix"] = "readers"
+    mask: Annotated[str, Field(min_length=1)] | None = None
     steps: StepsTable = {}
     include: NameGlobs = ()
     exclude: NameGlobs = ()
@@ -164,10 +167,13 @@ class Recipe(_Table):
     def bound(self, rule: Target | None = None) -> BoundMethod:
         """The recipe's method with its steps, or what a rule makes of it."""
         if rule is None:
-            return find_method(self.method).with_options(self.steps).bind()
-        if rule.method is None:
-            return find_method(self.method).with_options(self.steps).with_options(rule.steps).bind()
-        return find_method(rule.method).with_options(rule.steps).bind()
+            method = find_method(self.method).with_options(self.steps)
+        elif rule.method is None:
+            method = find_method(self.method).with_options(self.steps).with_options(rule.steps)
+        else:
+            method = find_method(rule.method).with_options(rule.steps)
+        bound = method.bind()
+        return bound.given_mask() if self.mask else bound
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for records."""
