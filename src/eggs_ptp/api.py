@@ -1,5 +1,6 @@
 """The verbs in Python: plan, prune, verify, evaluate, load."""
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ def prune(
         run = _run(decided, skeleton, shards, asked, listener)
         windows = inputs = None
         if decided.needs_calibration:
-            windows = _windows(skeleton, asked, decided, trust_remote_code)
+            draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
+            windows = shared.windows(folder, asked, decided, draw) if shared else draw()
             inputs = shared.inputs(run, windows) if shared else run.inputs(windows)
         source = {"model": model, "revision": revision, "model_type": decided.model_type}
         record = RunRecord(
@@ -142,11 +144,20 @@ def _write_blocks(run: Run, inputs: Inputs | None, draft: Draft, record: RunReco
 
 
 class Shared:
-    """What runs on one model have in common whatever the method: what the dense model feeds its first block."""
+    """What runs on one model have in common whatever the method: calibration windows, and the first block's inputs."""
 
     def __init__(self) -> None:
+        self._drawn: tuple[Any, ...] = ()
+        self._windows: Windows | None = None
         self._key: tuple[str, ...] = ()
         self._inputs: Inputs | None = None
+
+    def windows(self, folder: Path, recipe: Recipe, decided: Plan, draw: Callable[[], Windows]) -> Windows:
+        """The calibration windows, drawn once for the same model, text, length and seed."""
+        key = (folder, repr(recipe.calibration), decided.seqlen, recipe.seed)
+        if self._windows is None or key != self._drawn:
+            self._drawn, self._windows = key, draw()
+        return self._windows
 
     def inputs(self, run: Run, windows: Windows) -> Inputs:
         """The inputs of the first block, taken once for the same model, windows, type and device."""

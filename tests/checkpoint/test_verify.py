@@ -139,6 +139,12 @@ def test_an_unpruned_tensor_of_another_type_is_found(damaged):
     only_failure(damaged(name, lambda tensor: tensor.double()), "unpruned tensors", f"changed: {name}")
 
 
+def test_the_same_bits_of_another_type_are_found(damaged):
+    name = "model.norm.weight"
+    found = damaged(name, lambda tensor: tensor.view(torch.float16), dtype=torch.bfloat16)
+    assert ("unpruned tensors", f"changed: {name}") in [(check.name, check.detail) for check in found.failures]
+
+
 def test_a_pruned_tensor_of_another_type_is_found(damaged):
     found = damaged(f"{UP}.weight", lambda tensor: tensor.double())
     only_failure(found, "kept weights", f"changed: {UP}.weight")

@@ -7,7 +7,7 @@ import pytest
 from eggs_ptp import api
 from eggs_ptp.cli.main import app, main
 
-VERBS = ("prune", "plan", "verify", "evaluate", "generate", "methods", "doctor", "demo")
+VERBS = ("prune", "plan", "verify", "export", "evaluate", "compare", "generate", "methods", "doctor", "demo")
 
 
 def child(code, **options):

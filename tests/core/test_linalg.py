@@ -69,7 +69,7 @@ def test_the_gram_is_only_read():
 def test_a_gram_that_is_not_positive_definite_is_refused_naming_the_channel_and_the_option(place):
     h = torch.eye(150)
     h[place, place] = -1e-3
-    with pytest.raises(NumericsError, match=f"channel {place} of 150.*steps.update.damping to 0.01"):
+    with pytest.raises(NumericsError, match=rf"channel {place} of 150.*steps\.update\.damping to 0\.01"):
         upper_factor(h, 0.0)
     h[place, place] = float("nan")
     with pytest.raises(NumericsError, match="got only zeros or NaN"):
@@ -77,7 +77,7 @@ def test_a_gram_that_is_not_positive_definite_is_refused_naming_the_channel_and_
 
 
 def test_the_message_asks_for_ten_times_the_damping():
-    with pytest.raises(NumericsError, match="with damping 0.05 .*damping to 0.5"):
+    with pytest.raises(NumericsError, match=r"with damping 0\.05 .*damping to 0\.5"):
         upper_factor(torch.tensor([[1.0, 3.0], [3.0, 1.0]]), 0.05)
 
 

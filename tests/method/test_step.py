@@ -80,7 +80,7 @@ def test_a_step_that_cannot_be_found_is_named(slot, name, message):
     ("slot", "name", "options", "message"),
     [
         ("score", "ria", {"aplha": 1}, "steps.score.aplha: score step 'ria' has no option 'aplha', did you mean 'alp"),
-        ("score", "wanda", {"alpha": 1}, "steps.score.alpha: score step 'wanda' has no option 'alpha'"),
+        ("score", "magnitude", {"alpha": 1}, "steps.score.alpha: score step 'magnitude' has no option 'alpha'"),
         ("score", "ria", {"weight": 1}, "has no option 'weight'"),
         ("score", "ria", {"alpha": -0.1}, "steps.score.alpha: -0.1 is not possible"),
         ("score", "ria", {"alpha": "0.5"}, "steps.score.alpha: '0.5' is not possible"),

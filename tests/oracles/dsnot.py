@@ -1,4 +1,4 @@
-"""DSnoT and R2-DSnoT as section by section of their papers and the public code describe them: one row, one swap a time.
+"""DSnoT and R2-DSnoT as their papers and DSnoT's public code describe them: one row, one swap at a time.
 
 Everything is a plain list of floats; `part[i][j]` is W_ij times the mean input, at the scale of the threshold.
 """
@@ -30,10 +30,8 @@ def next_to_prune(
 ) -> int | None:
     best = None
     for j in left:
-        if group is None:
-            fits = part[j] < 0 if error > 0 else part[j] > 0
-        else:
-            fits = j // group == grown // group
+        opposite = part[j] < 0 if error > 0 else part[j] > 0
+        fits = opposite if group is None else j // group == grown // group
         if fits and (best is None or prune[j] < best[0]):
             best = (prune[j], j)
     return None if best is None else best[1]

@@ -1,7 +1,6 @@
 """SparseGPT as its paper prints it: the inverse of what is left of H, taken anew for every column, in float64."""
 
 import numpy as np
-
 from oracles.selection import prune
 
 Array = np.ndarray
@@ -12,7 +11,7 @@ def damped(gram: Array, damping: float) -> Array:
 
 
 def first_of_inverse(hessian: Array, j: int) -> Array:
-    """First row of the inverse of the lower right corner of H that starts at j: OBS once the columns before are fixed."""
+    """First row of the inverse of H from j on: all that brain surgery needs once the columns before j are fixed."""
     return np.linalg.inv(hessian[j:, j:])[0]
 
 

@@ -227,6 +227,15 @@ def test_any_start_mask_will_do_and_each_row_keeps_its_own_count():
     assert not torch.equal(ours, mask)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_the_layout_in_memory_does_not_matter(pattern):
+    data = layer(10, 24)
+    mask, score = start_of(data, pattern)
+    turned = {**data, "weight": data["weight"].T.contiguous().T}
+    ours = refined(turned, mask.T.contiguous().T, score.T.contiguous().T, pattern)
+    assert torch.equal(ours, refined(data, mask, score, pattern))
+
+
 def test_equal_keys_grow_the_higher_column_and_prune_the_lower():
     data = layer(1, 8)
     for name in ("input_mean", "input_var", "input_var_within", "input_norm"):

@@ -184,8 +184,18 @@ def test_the_mlp_is_left_alone_unless_asked_for():
 
 @pytest.mark.parametrize(
     "options",
-    [{"p": 0.0}, {"p": -1.0}, {"alpha": -0.5}, {"gamma1": math.inf}, {"reference": "both"}, {"norm": "row"}]
-    + [{"grow": "signed"}, {"max_cycles": -1}, {"threshold": -1.0}, {"relative_grow": 2}],
+    [
+        {"p": 0.0},
+        {"p": -1.0},
+        {"alpha": -0.5},
+        {"gamma1": math.inf},
+        {"reference": "both"},
+        {"norm": "row"},
+        {"grow": "signed"},
+        {"max_cycles": -1},
+        {"threshold": -1.0},
+        {"relative_grow": 2},
+    ],
     ids=str,
 )
 def test_options_out_of_range_are_refused_before_anything_runs(options):

@@ -11,7 +11,10 @@ from eggs_ptp.cli.evaluate import Protocol
 from eggs_ptp.cli.flags import DType
 
 if TYPE_CHECKING:
-    from eggs_ptp.comparison.run import Comparison
+    from eggs_ptp.comparison.result import Comparison
+
+_TABLE = "Rows, columns and seeds"
+_EVALUATION = "Evaluation"
 
 
 class Format(StrEnum):
@@ -25,82 +28,105 @@ class Format(StrEnum):
 def compare(
     model: flags.Model,
     methods: Annotated[
-        str | None, typer.Option(help="Names, with commas between them; a+b joins steps.", show_default=False)
+        str | None,
+        typer.Option(help="Names with commas between them; a+b joins steps.", rich_help_panel=_TABLE),
     ] = None,
     patterns: Annotated[
-        str | None, typer.Option(help="Patterns, with commas between them. Default: the recipe's, or 2:4.")
+        str | None,
+        typer.Option(help="Patterns with commas between them. Default: the recipe's, or 2:4.", rich_help_panel=_TABLE),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Seeds 0, 1, ... for methods that a seed can change. Default: the recipe's, or 3."),
+        typer.Option(min=1, help="How many, for methods that a seed can change. Default: 3.", rich_help_panel=_TABLE),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="A comparison or a recipe in TOML, or a shipped one, the tables of the Symmetric Pruning paper: "
+            "table-2, 3, 4, 5, 7, 8, 9, 10, 10-search. Flags change it.",
+            rich_help_panel=_TABLE,
+            show_default=False,
+        ),
+    ] = None,
+    set_: flags.Set = None,
     calibration: flags.Calibration = None,
     nsamples: flags.NSamples = None,
     seqlen: flags.SeqLen = None,
-    text: Annotated[str | None, typer.Option(help="Evaluation text, as for eggs evaluate.")] = None,
-    protocol: Annotated[Protocol | None, typer.Option(help="As for eggs evaluate.")] = None,
-    max_windows: Annotated[int | None, typer.Option(min=1, help="As for eggs evaluate.")] = None,
-    recipe: flags.RecipeFile = None,
-    set_: flags.Set = None,
+    text: Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)] = None,
+    text_field: Annotated[str, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)] = "text",
+    protocol: Annotated[
+        Protocol | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)
+    ] = None,
+    max_windows: Annotated[
+        int | None, typer.Option(min=1, help="As for eggs evaluate.", rich_help_panel=_EVALUATION)
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for one record a run; runs recorded there are not done again."),
+        typer.Option(
+            "--output", "-o", help="Folder for a record of each run; what is recorded there is not run again."
+        ),
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="Of the table.")] = Format.text,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
     json: flags.Json = False,
 ) -> None:
-    """Prune a model by several methods, patterns and seeds, and compare the perplexities."""
+    """Prune a model by several methods, patterns and seeds; compare the perplexities. Exit code 2 if a run fails."""
     from eggs_ptp.cli.terminal import Progress, line, print_json
     from eggs_ptp.comparison.file import read_comparison
     from eggs_ptp.comparison.run import compare as run
+    from eggs_ptp.demo.builtin import DEMO
 
     grid = read_comparison(
         recipe,
         set_ or [],
-        methods=methods.split(",") if methods else None,
-        patterns=patterns.split(",") if patterns else None,
+        methods=methods.split(",") if methods is not None else None,
+        patterns=patterns.split(",") if patterns is not None else None,
         seeds=seeds,
-        calibration=calibration,
+        calibration=calibration or (DEMO if model == DEMO else None),
         nsamples=nsamples,
         seqlen=seqlen,
     )
     with Progress("compare", quiet=json) as progress:
+
+        def tell(done: int, total: int, what: str) -> None:
+            if progress.is_bar:
+                progress.count(done, total)
+            elif not json:
+                line(f"compare: {done}/{total} {what}", stderr=True)
+
         found = run(
             grid,
             model,
             text=text,
+            text_field=text_field,
             protocol=protocol.value if protocol else None,
             max_windows=max_windows,
             device=device,
             dtype=dtype.value,
             records=output,
-            progress=lambda cell, done, total, _known: progress.count(done, total),
+            progress=tell,
         )
-    if json:
-        print_json(found.to_dict())
-        return
-    _print(found, format_)
-    for (method, pattern), reason in {**found.left_out, **found.failed}.items():
-        line(f"- {method} at {pattern}: {reason}", stderr=True)
+    print_json(found.to_dict()) if json else _print(found, format_)
+    if found.failed:
+        raise typer.Exit(2)
 
 
 def _print(found: "Comparison", how: Format) -> None:
     from eggs_ptp.cli.terminal import line, table
-    from eggs_ptp.comparison.table import comma_separated, markdown, tabulate
+    from eggs_ptp.comparison.table import comma_separated, markdown, text_rows
 
-    grid = tabulate(found.records, found.dense["value"])
-    if how is Format.markdown:
-        line(markdown(grid))
-    elif how is Format.csv:
-        line(comma_separated(grid))
-    else:
-        rows = [["dense", *[f"{grid.dense:.2f}"] * len(grid.patterns)]]
-        rows += [[method, *(grid.cell(method, pattern) for pattern in grid.patterns)] for method in grid.methods]
-        table(("method", *(f">{pattern}" for pattern in grid.patterns)), rows)
-        dense = found.dense
-        line(
-            f"perplexity, mean ± standard deviation over seeds (difference to dense); {dense['protocol']}, "
-            f"{dense['windows']} windows, {dense['tokens']} tokens"
-        )
+    if how is not Format.text:
+        line(markdown(found) if how is Format.markdown else comma_separated(found))
+        return
+    if found.title:
+        line(found.title, style="bold")
+    table((*found.heads, *(f">{column}" for column in found.columns)), text_rows(found))
+    dense = found.dense["evaluation"]
+    line(
+        f"perplexity, mean ± standard deviation over seeds (difference to dense); {dense['protocol']}, "
+        f"{dense['windows']} windows, {dense['tokens']} tokens"
+    )
+    for remark in found.remarks:
+        line(f"- {remark}")

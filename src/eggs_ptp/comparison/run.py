@@ -1,38 +1,19 @@
 """Running a grid: prune, evaluate, keep a record of each run, skip what is recorded already."""
 
-import json
-import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from eggs_ptp import api
 from eggs_ptp.checkpoint.record import versions
-from eggs_ptp.comparison.grid import Cell, Grid, identity
+from eggs_ptp.comparison.grid import Cell, Grid, Place
+from eggs_ptp.comparison.record import identity, read_record, write_record
+from eggs_ptp.comparison.result import Comparison
 from eggs_ptp.errors import CheckpointError, EggsError
+from eggs_ptp.evaluation.perplexity import Protocol
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """A finished grid: the dense model's evaluation, one record a run, and the cells that could not be."""
-
-    model: str
-    dense: dict[str, Any]
-    records: tuple[dict[str, Any], ...]
-    left_out: dict[tuple[str, str], str]
-    failed: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        missing = {**self.left_out, **self.failed}
-        return {
-            "model": self.model,
-            "dense": self.dense,
-            "records": list(self.records),
-            "missing": [{"method": m, "pattern": p, "reason": why} for (m, p), why in missing.items()],
-        }
+Progress = Callable[[int, int, str], None]  # runs done, of so many, and what became of the last
 
 
 def compare(
@@ -40,90 +21,128 @@ def compare(
     model: str,
     *,
     text: str | None = None,
-    protocol: str | None = None,
+    text_field: str = "text",
+    protocol: Protocol | None = None,
     seqlen: int | None = None,
     max_windows: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     records: Path | None = None,
-    progress: Callable[[Cell, int, int, bool], None] | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
-    """Run every cell of the grid on one model and evaluate each on the same text.
+    """Run every cell of the grid on one model, and evaluate each, and the dense model, on the same text.
 
-    With a `records` folder each finished run is kept there as one JSON file, and a run whose record is there already
-    (same recipe, same model files, same evaluation) is not run again. A cell that fails is reported, not raised.
+    Evaluation is that of `api.evaluate`. With a `records` folder each finished run is kept there as a JSON file, and
+    what is recorded there already (the same recipe, model, texts and evaluation) is not run again. A run that fails
+    becomes a remark, and its cell's other seeds are not tried.
 
     Raises:
-        EggsError: the model, the text or the common recipe is not possible.
+        EggsError: the model or the evaluation text is not possible, or a record cannot be written.
     """
-    evaluation = {"text": text, "protocol": protocol, "seqlen": seqlen, "max_windows": max_windows, "dtype": dtype}
-    measure: dict[str, Any] = {**evaluation, "device": device}
-    dense = api.evaluate(model, **measure).to_dict()
-    cells, folder = list(grid.cells()), api.find(model)
-    shared = api.Shared()
-    found, failed = [], {}
-    for done, cell in enumerate(cells):
-        path = records / f"{identity(cell, folder, evaluation)}.json" if records else None
-        known = _read(path)
-        if progress:
-            progress(cell, done, len(cells), known is not None)
-        if known is None and (cell.label, cell.pattern) not in failed:
+    runs = _Runs(
+        model,
+        {"text": text, "text_field": text_field, "protocol": protocol, "seqlen": seqlen, "max_windows": max_windows},
+        {"device": device, "dtype": dtype},
+        records,
+    )
+    cells = list(grid.cells())
+    tell = progress or (lambda *_: None)
+    dense, how = runs.find(None)
+    tell(0, len(cells), f"dense: {how}")
+    found: dict[Place, list[dict[str, Any]]] = {}
+    failed: dict[Place, str] = {}
+    for done, cell in enumerate(cells, 1):
+        if cell.place in failed:
+            how = "left out, since a seed before it failed"
+        else:
             try:
-                known = _run(cell, model, measure, device, dtype, shared)
-            except EggsError as error:
-                failed[cell.label, cell.pattern] = str(error)
-                continue
-            _write(path, known)
-        if known is not None:
-            found.append(known)
-    return Comparison(model, dense, tuple(found), grid.left_out(), failed)
+                record, how = runs.find(cell)
+                found.setdefault(cell.place, []).append(record)
+            except CheckpointError:  # nothing can be written: the other runs would fail alike
+                raise
+            except Exception as error:  # whatever a step of the user's own raises; the other runs are worth having
+                reason = str(error) if isinstance(error, EggsError) else f"{type(error).__name__}: {error}"
+                how = f"failed: {' '.join(reason.split())}"
+                failed[cell.place] = f"{cell} {how}"
+        tell(done, len(cells), f"{cell}: {how}")
+    return _gathered(grid, model, dense, found, failed)
 
 
-def _run(
-    cell: Cell, model: str, measure: dict[str, Any], device: str, dtype: str, shared: api.Shared
-) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        record = api.prune(model, folder, cell.recipe, device=device, dtype=dtype, shared=shared)
-        found = api.evaluate(folder, **measure)
-    return {
-        "method": cell.label,
-        "pattern": cell.pattern,
-        "seed": cell.seed,
-        "perplexity": found.value,
-        "evaluation": found.to_dict(),
-        "seconds": record.seconds,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "density": _mean([matrix["density"] for matrix in record.matrices]),
-        "output_error": _mean([m["output_error"] for m in record.matrices if m["output_error"] is not None]),
-        "B": [matrix["B"] for matrix in record.matrices if "B" in matrix],
-        "recipe": record.recipe,
-        "recipe_sha256": record.recipe_sha256,
-        "versions": versions(),
-    }
+class _Runs:
+    """The runs on one model: recorded ones are read, others done."""
+
+    def __init__(self, model: str, evaluation: dict[str, Any], place: dict[str, Any], records: Path | None) -> None:
+        self._model, self._evaluation, self._place, self._records = model, evaluation, place, records
+        self._folder = api.find(model)
+        self._shared = api.Shared()
+
+    def find(self, cell: Cell | None) -> tuple[dict[str, Any], str]:
+        """The record of a cell (None: of the dense model), and how it was come by."""
+        path = None
+        if self._records is not None:
+            how = {**self._evaluation, **self._place}
+            path = self._records / f"{identity(cell.recipe if cell else None, self._model, self._folder, how)}.json"
+            if known := read_record(path):
+                return known, f"{known['perplexity']:.2f}, as recorded"
+        record = self._prune(cell) if cell else self._evaluate(self._model)
+        if path is not None:
+            write_record(path, record)
+        seconds = record["evaluation"]["seconds"] + record.get("seconds", 0.0)
+        return record, f"{record['perplexity']:.2f} in {seconds:.1f} s"
+
+    def _evaluate(self, model: str | Path) -> dict[str, Any]:
+        found = api.evaluate(model, **self._evaluation, **self._place)
+        return {"perplexity": found.value, "evaluation": found.to_dict(), "versions": versions()}
+
+    def _prune(self, cell: Cell) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            run = api.prune(self._model, folder, cell.recipe, shared=self._shared, **self._place)
+            evaluated = self._evaluate(folder)
+        sizes = [matrix["shape"][0] * matrix["shape"][1] for matrix in run.matrices]
+        kept = [matrix["density"] * size for matrix, size in zip(run.matrices, sizes, strict=True)]
+        errors = [m["output_error"] for m in run.matrices if m["output_error"] is not None]
+        return {
+            "method": cell.recipe.method,
+            "pattern": cell.recipe.pattern,
+            "seed": cell.recipe.seed,
+            **evaluated,
+            "density": sum(kept) / sum(sizes),
+            "output_error": sum(errors) / len(errors) if errors else None,
+            "B": [matrix["B"] for matrix in run.matrices if "B" in matrix],
+            "seconds": run.seconds,
+            "peak_memory_bytes": run.peak_memory_bytes,
+            "device": run.device,
+            "dtype": run.dtype,
+            "calibration": run.calibration,
+            "recipe": cell.recipe.to_toml(),
+            "recipe_sha256": run.recipe_sha256,
+        }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _gathered(
+    grid: Grid,
+    model: str,
+    dense: dict[str, Any],
+    found: dict[Place, list[dict[str, Any]]],
+    failed: dict[Place, str],
+) -> Comparison:
+    """The finished grid, its columns without a label under the model's name."""
+    name = Path(model).name or model
+    heads = {column.label: column.label or name for column in grid.columns}
 
+    def renamed(cells: dict[Place, Any]) -> dict[Place, Any]:
+        return {(row, heads[column]): value for (row, column), value in cells.items()}
 
-def _read(path: Path | None) -> dict[str, Any] | None:
-    if path is None or not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found if "perplexity" in found else None
-    except (json.JSONDecodeError, UnicodeDecodeError):  # cut short by a crash: the run is done again
-        return None
-
-
-def _write(path: Path | None, record: dict[str, Any]) -> None:
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".partial")
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+    rows = tuple(row.labels for row in grid.rows)
+    return Comparison(
+        model,
+        grid.title,
+        grid.heads,
+        rows,
+        tuple(heads.values()),
+        dense,
+        renamed({(row, column): found[row, column] for row in rows for column in heads if (row, column) in found}),
+        renamed(grid.left_out),
+        renamed(failed),
+    )

@@ -1,72 +1,53 @@
-"""A comparison as a table: text cells, Markdown, CSV. Pure functions of records."""
+"""A comparison as text cells, Markdown and CSV."""
 
 import csv
 import io
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+
+from eggs_ptp.comparison.result import Comparison
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Mean and sample standard deviation over seeds (nan for one seed) of a method at a pattern."""
-
-    mean: float
-    deviation: float
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Methods down, patterns across; a missing cell is None."""
-
-    methods: tuple[str, ...]
-    patterns: tuple[str, ...]
-    entries: dict[tuple[str, str], Entry]
-    dense: float
-
-    def cell(self, method: str, pattern: str, *, difference: bool = True) -> str:
-        """`mean ± sd (+difference to dense)`, or a dash."""
-        entry = self.entries.get((method, pattern))
-        if entry is None:
-            return "-"
-        spread = f" ± {entry.deviation:.2f}" if entry.seeds > 1 else ""
-        return f"{entry.mean:.2f}{spread}" + (f" ({entry.mean - self.dense:+.2f})" if difference else "")
+def text_rows(found: Comparison) -> list[list[str]]:
+    """Dense first, then a line a row: labels, then `mean ± sd (difference to dense)`, `failed`, or a dash."""
+    dense = [f"{found.dense['perplexity']:.2f}"] * len(found.columns)
+    lines = [["dense", *"-" * (len(found.heads) - 1), *dense]]
+    lines += [[*row, *(_cell(found, row, column) for column in found.columns)] for row in found.rows]
+    return lines
 
 
-def tabulate(records: Sequence[dict[str, Any]], dense: float) -> Grid:
-    """Gather records into a grid, in the order in which they come."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for record in records:
-        values.setdefault((record["method"], record["pattern"]), []).append(float(record["perplexity"]))
-    entries = {
-        key: Entry(statistics.mean(found), statistics.stdev(found) if len(found) > 1 else float("nan"), len(found))
-        for key, found in values.items()
-    }
-    methods = tuple(dict.fromkeys(method for method, _ in values))
-    patterns = tuple(dict.fromkeys(pattern for _, pattern in values))
-    return Grid(methods, patterns, entries, dense)
+def markdown(found: Comparison) -> str:
+    """A Markdown table under its title, with the remarks as a list behind it."""
+    heads = [*found.heads, *found.columns]
+    rule = "|" + "---|" * len(found.heads) + "---:|" * len(found.columns)
+    rows = [_markdown_row(heads), rule, *(_markdown_row(row) for row in text_rows(found))]
+    parts = [found.title, "\n".join(rows), "\n".join(f"- {remark}" for remark in found.remarks)]
+    return "\n\n".join(part for part in parts if part)
 
 
-def markdown(grid: Grid) -> str:
-    """A Markdown table of perplexities, dense first."""
-    lines = [f"| method | {' | '.join(grid.patterns)} |", "|---|" + "---:|" * len(grid.patterns)]
-    lines.append(f"| dense | {' | '.join([f'{grid.dense:.2f}'] * len(grid.patterns))} |")
-    for method in grid.methods:
-        cells = " | ".join(grid.cell(method, pattern) for pattern in grid.patterns)
-        lines.append(f"| {method} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def comma_separated(grid: Grid) -> str:
-    """One line a method and pattern: mean, standard deviation, seeds, difference to dense."""
+def comma_separated(found: Comparison) -> str:
+    """A line a cell: labels, column, mean, standard deviation, seeds, difference to dense, remark."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "pattern", "perplexity", "sd", "seeds", "difference"])
-    writer.writerow(["dense", "", f"{grid.dense:.6g}", "", "", "0"])
-    for (method, pattern), entry in grid.entries.items():
-        spread = f"{entry.deviation:.6g}" if entry.seeds > 1 else ""
-        row = [method, pattern, f"{entry.mean:.6g}", spread, entry.seeds, f"{entry.mean - grid.dense:.6g}"]
-        writer.writerow(row)
-    return out.getvalue()
+    writer.writerow([*found.heads, "column", "perplexity", "sd", "seeds", "difference", "remark"])
+    dashes = ["-"] * (len(found.heads) - 1)
+    writer.writerow(["dense", *dashes, "", f"{found.dense['perplexity']:.6g}", "", "", "0", ""])
+    for row in found.rows:
+        for column in found.columns:
+            entry = found.entry(row, column)
+            numbers = ["", "", "0", ""]
+            if entry:
+                deviation = "" if entry.deviation is None else f"{entry.deviation:.6g}"
+                numbers = [f"{entry.mean:.6g}", deviation, str(entry.seeds), f"{entry.difference:.6g}"]
+            writer.writerow([*row, column, *numbers, found.remark(row, column)])
+    return out.getvalue().rstrip("\n")
+
+
+def _cell(found: Comparison, row: tuple[str, ...], column: str) -> str:
+    entry = found.entry(row, column)
+    if entry is None:
+        return "failed" if (row, column) in found.failed else "-"
+    spread = "" if entry.deviation is None else f" ± {entry.deviation:.2f}"
+    return f"{entry.mean:.2f}{spread} ({entry.difference:+.2f})"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -134,7 +134,7 @@ class _Groups:
 
     def __init__(self, cost: Tensor, mask: Tensor, pattern: Pattern) -> None:
         self._size = pattern.group
-        self._cost = cost.expand_as(mask).masked_fill(~mask, torch.inf)
+        self._cost = cost.expand_as(mask).masked_fill(~mask, torch.inf).contiguous()
 
     def next(self, _side: Tensor, rows: Tensor, _place: Tensor, grow: Tensor) -> tuple[Tensor, Tensor]:
         group = grow // self._size
