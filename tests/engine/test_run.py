@@ -121,9 +121,20 @@ def assert_observed(observation, reads, expected):
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
 
 
+SLIDING = {"use_sliding_window": True, "sliding_window": 8}
+SOURCES = {
+    "plain": ("llama", {}),
+    "sliding": ("mistral", {"sliding_window": 8}),
+    "mixed": ("qwen2", {**SLIDING, "max_window_layers": 1}),  # block 0 sees everything, block 1 a window
+    "biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_block_is_observed_unpruned_after_the_pruned_ones_before_it(tiny, observed, method):
-    folder = tiny("llama")
+def test_a_block_is_observed_unpruned_after_the_pruned_ones_before_it(tiny, observed, method, source):
+    model_type, changes = SOURCES[source]
+    folder = tiny(model_type, **changes)
     result = prune(folder, method=method)
     dense, pruned = norms_in(folder), norms_in(folder, first_block(result))
     for reads, path in READERS.items():

@@ -93,14 +93,17 @@ def read_comparison(
     table = read_table(path) if path else {}
     given = _checked(path, {key: table[key] for key in table if key in _File.model_fields})
     _check_keys(path, table)
-    if not own and flags.get("calibration"):
-        flags = {"sampling": "packed", **flags}
-    recipe = read_recipe(path, overrides, foreign=_File.model_fields, **flags)
     if methods is not None:
         names = [find_method(name).name for name in methods]
         rows = [Row((name,), {"method": name}, origin="--methods: ") for name in names]
     else:
-        rows = list(_rows(path, given)) or [Row((recipe.method,), {})]
+        rows = list(_rows(path, given))
+    if not own and flags.get("calibration"):
+        flags = {"sampling": "packed", **flags}
+    if rows and "method" not in table and all("method" in row.changes for row in rows):
+        flags["method"] = rows[0].changes["method"]  # common options need not fit a default that no row uses
+    recipe = read_recipe(path, overrides, foreign=_File.model_fields, **flags)
+    rows = rows or [Row((recipe.method,), {})]
     if patterns is not None and (given.columns or any("pattern" in row.changes for row in rows)):
         raise RecipeError(f"--patterns: the rows or columns of {path} have patterns, or columns, of their own")
     if seeds is not None:

@@ -129,6 +129,34 @@ _ROWS = (
         {"score": Step("wanda"), "select": Step("cumulative")},
     ),
     Method(
+        "sparsegpt",
+        "Column by column, each time correcting the columns to come; chooses its own mask",
+        "SparseGPT, arXiv:2301.00774",
+        {"update": Step("sparsegpt")},
+    ),
+    Method(
+        "dsnot",
+        "Wanda's mask, then swaps that lower the expected output error",
+        "DSnoT, arXiv:2310.08915",
+        {"score": Step("wanda"), "select": _TOP_ROW, "refine": Step("dsnot")},
+    ),
+    Method(
+        "ria+r2_dsnot",
+        "RIA's mask, then swaps by relative weights, with the best settings found for RIA",
+        f"{_SYMMETRIC}, tables 5 and 10",
+        {"score": Step("ria"), "select": _TOP_ROW, "refine": Step("r2_dsnot")},
+    ),
+    Method(
+        "wanda+r2_dsnot",
+        "Wanda's mask, then swaps by relative weights, with the best settings found for Wanda",
+        f"{_SYMMETRIC}, tables 5 and 10",
+        {
+            "score": Step("wanda"),
+            "select": _TOP_ROW,
+            "refine": Step("r2_dsnot", {"relative_grow": False, "relative_prune": True, "gamma2": 1e-3}),
+        },
+    ),
+    Method(
         "eggs_paper",
         "EGGS-PTP as read from its sources: circulant diagonals, B = 5, plain deal",
         "EGGS-PTP, arXiv:2508.09471",

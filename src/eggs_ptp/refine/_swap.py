@@ -99,10 +99,11 @@ def per_variance(
     """
     if not power:
         return value
-    flat = variance <= _FLAT * input_norm.square()
-    inf = float("inf")
-    there = (value / 0.0).nan_to_num(inf, inf, -inf) if zero_variance == "first" else torch.zeros_like(value)
-    return torch.where(flat, there, value / variance.masked_fill(flat, 1.0).pow(power))
+    flat, inf = variance <= _FLAT * input_norm.square(), float("inf")
+    divided = value / variance.masked_fill(flat, inf).pow(power)
+    if zero_variance == "first":
+        return torch.where(flat, (value / 0.0).nan_to_num(inf, inf, -inf), divided)
+    return divided
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def _lowest(cost: Tensor, allowed: Tensor, most: int, *, higher_first: bool) -> 
     cost = torch.where(allowed, cost, torch.inf)
     cost = cost.flip(1) if higher_first else cost
     values, column = cost.topk(min(most + 1, cost.shape[1]), largest=False)
-    # topk leaves the order of equal values open, and a stable sort takes ten times as long.
-    if ((values[:, 1:] == values[:, :-1]) & ~values[:, 1:].isposinf()).any():
-        column = cost.sort(dim=1, stable=True).indices
+    # topk leaves the order of equal values open, and a stable sort of all rows takes ten times as long.
+    tied = ((values[:, 1:] == values[:, :-1]) & ~values[:, 1:].isposinf()).any(1)
+    column[tied] = cost[tied].sort(dim=1, stable=True).indices[:, : column.shape[1]]
     column = column[:, :most]
     return cost.shape[1] - 1 - column if higher_first else column

@@ -1,0 +1,66 @@
+"""Exact least squares on a fixed support, for all rows at once."""
+
+import torch
+from torch import Tensor
+
+from eggs_ptp.errors import NumericsError
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """H = gram + damping * mean(diag gram) * I, in float32 at least.
+
+    Raises:
+        NumericsError: `gram` is zero or holds NaN.
+    """
+    hessian = gram.clone() if gram.dtype == torch.float64 else gram.to(torch.float32, copy=True)
+    mean = hessian.diagonal().mean()
+    if not mean > 0:
+        raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
+    hessian.diagonal().add_(damping * mean)
+    return hessian
+
+
+def row_losses(change: Tensor, hessian: Tensor) -> Tensor:
+    """d H d^T of each row d of `change` (out, in): (out,)."""
+    return (change @ hessian * change).sum(1)
+
+
+def least_squares(
+    weight: Tensor, mask: Tensor, hessian: Tensor, start: Tensor, iterations: int, tolerance: float
+) -> Tensor:
+    """argmin over X supported on `mask` of tr((W - X) H (W - X)^T), by conjugate gradients from `start`.
+
+    Rows are problems of their own: each has its own step sizes, and leaves once a step has lowered its loss by less
+    than `tolerance` of it. The preconditioner is 1 / diag H. All (out, in), `hessian` (in, in), of one type.
+    """
+    diagonal = hessian.diagonal()
+    inverse = torch.where(diagonal > 0, diagonal.reciprocal(), 0.0)
+    solution = start * mask
+    pull = (weight - solution) @ hessian  # (rows, in)
+    loss = (pull * (weight - solution)).sum(1)
+    rows = torch.arange(len(weight), device=weight.device)
+    now, free = solution, mask.to(weight.dtype)
+    pull = pull * free
+    ahead = pull * inverse
+    slope = (pull * ahead).sum(1)
+    for _ in range(iterations):
+        bent = ahead @ hessian * free
+        curvature = (ahead * bent).sum(1)
+        # (pull . ahead) is `slope` but for rounding; with it every step is a line search, which cannot overshoot.
+        step = torch.where(curvature > 0, (pull * ahead).sum(1) / curvature, 0.0)
+        gain = step * (2 * (pull * ahead).sum(1) - step * curvature)
+        goes_on = gain > tolerance * loss
+        now = torch.addcmul(now, step.unsqueeze(1), ahead)
+        if not goes_on.all():
+            solution[rows[~goes_on]] = now[~goes_on]
+            rows, now, free, loss, gain = (part[goes_on] for part in (rows, now, free, loss, gain))
+            pull, ahead, bent, step, slope = (part[goes_on] for part in (pull, ahead, bent, step, slope))
+        if not len(rows):
+            return solution
+        loss = loss - gain
+        pull = pull.addcmul(step.unsqueeze(1), bent, value=-1)
+        toward = pull * inverse
+        slope, before = (pull * toward).sum(1), slope
+        ahead = torch.addcmul(toward, (slope / before).unsqueeze(1), ahead)
+    solution[rows] = now
+    return solution
