@@ -237,11 +237,12 @@ def evaluate(
         EggsError: no such model or text, or a text shorter than one window.
     """
     folder = _folder(str(model))
-    network, tokenizer = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     if text is None:
         documents = _default_text(folder)
     else:
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         documents = read_documents(Path(text), field=text_field, tokenizer=tokenizer)
+    network, tokenizer = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     chosen: Protocol = protocol or ("documents" if text and text.endswith(".jsonl") else "packed")
     context = int(network.config.max_position_embeddings)
     return perplexity(
@@ -270,7 +271,7 @@ def _recipe(model: str, recipe: Recipe | None, settings: dict[str, Any]) -> Reci
 
 
 def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:
-    ready = str(recipe.calibration.text).endswith(".npy")  # token windows need no tokenizer
+    ready = str(recipe.calibration.text).lower().endswith(".npy")  # token windows need no tokenizer
     tokenizer = None if ready else load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
     builtin = builtin_documents("calibration") if recipe.calibration.text == DEMO else None
     windows = calibration_windows(

@@ -20,6 +20,8 @@ from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe
 
 # What makes our methods do what the public code did in each run.
 AS_THEY_COUNT = {"select": {"count": "original"}}
+# The golden runs have windows of 64 tokens and 5 cycles; the threshold is on a window's sum.
+_DSNOT = {**AS_THEY_COUNT, "refine": {"max_cycles": 5, "sample_tokens": 64}}
 RUNS: dict[str, dict[str, Any]] = {
     "magnitude_0.5": {"method": "magnitude", "pattern": "0.5", "steps": AS_THEY_COUNT},
     "wanda_0.5": {"method": "wanda", "pattern": "0.5", "steps": AS_THEY_COUNT},
@@ -31,6 +33,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "steps": {"select": {"count": "original", "group": "row"}},
     },
     "ria_a0.5_2:4_reallocation_lsa": {"method": "ria_cp", "pattern": "2:4", "share": "matrix"},
+    "sparsegpt_0.5": {"method": "sparsegpt", "pattern": "0.5", "steps": {"update": {"original": True}}},
+    "sparsegpt_2:4": {"method": "sparsegpt", "pattern": "2:4", "steps": {"update": {"original": True}}},
+    "dsnot_wanda_0.6_mlp_skipped": {"method": "dsnot", "pattern": "0.6", "steps": _DSNOT},
+    "dsnot_wanda_0.6_all": {
+        "method": "dsnot",
+        "pattern": "0.6",
+        "steps": {**_DSNOT, "refine": {**_DSNOT["refine"], "skip": "none"}},
+    },
 }
 
 READS = {linear.path: linear.reads for linear in FAMILIES["llama"].linears}
@@ -77,6 +87,10 @@ def test_the_dense_model_is_the_public_codes(golden, inputs, source, measured):
     assert measured(source) == pytest.approx(golden["dense_perplexity"], rel=1e-4)
 
 
+def test_every_run_is_here(golden):
+    assert {run["run"] for run in golden["runs"]} == RUNS.keys()
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_whole_run_is_that_of_the_public_code(golden, source, measured, tmp_path, monkeypatch, name):
     stored = next(run for run in golden["runs"] if run["run"] == name)
@@ -100,4 +114,7 @@ def test_a_whole_run_is_that_of_the_public_code(golden, source, measured, tmp_pa
     assert len(masks) == 14
     different = {module: int(((weights[f"{module}.weight"] == 0) != mask).sum()) for module, mask in masks.items()}
     assert different == dict.fromkeys(masks, 0)
+    for key, value in want.items():
+        if key.startswith("weight_after."):
+            assert_close(weights[f"{key.removeprefix('weight_after.')}.weight"], value, rtol=0.0, atol=1e-5)
     assert measured(tmp_path / "out") == pytest.approx(stored["perplexity"], rel=1e-4)

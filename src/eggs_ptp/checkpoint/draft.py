@@ -19,6 +19,7 @@ ORDERS = "eggs/orders.safetensors"
 CARD = "README.md"
 _ONE_FILE = 2 * 1024**3  # checkpoints up to this many bytes become a single model.safetensors
 _COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
+_NAMED = ("LICENSE", "NOTICE")  # files that must go where the weights go
 _OURS = {"model.safetensors.index.json", MANIFEST}
 
 
@@ -75,7 +76,11 @@ class Draft:
                 (self.folder / "eggs").mkdir()
                 save_tensors(orders, self.folder / ORDERS)
             for file in sorted(shards.folder.iterdir()):
-                if file.is_file() and file.suffix in _COPIED and file.name not in _OURS:
+                if (
+                    file.is_file()
+                    and (file.suffix in _COPIED or file.name.startswith(_NAMED))
+                    and file.name not in _OURS
+                ):
                     (self.folder / file.name).write_bytes(file.read_bytes())
             (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             (self.folder / CARD).write_text(card, encoding="utf-8")

@@ -100,7 +100,7 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
         RecipeError: the rules leave nothing to prune.
         PatternError: a pattern that does not fit a matrix or its method.
     """
-    _check_coverage(skeleton)
+    _check_coverage(skeleton, shards)
     places = {
         f"{skeleton.block_name(block)}.{linear.path}": (block, linear)
         for block in range(len(skeleton.blocks))
@@ -137,7 +137,15 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
     return Plan(**{**draft.__dict__, **cost})
 
 
-def _check_coverage(skeleton: Skeleton) -> None:
+def _check_coverage(skeleton: Skeleton, shards: Shards) -> None:
+    stored = {
+        int(name.removeprefix(f"{skeleton.family.blocks}.").split(".")[0]) for name in _of_blocks(skeleton, shards)
+    }
+    if beyond := stored - set(range(len(skeleton.blocks))):
+        raise ModelError(
+            f"{skeleton.folder}: the checkpoint has {skeleton.block_name(min(beyond))}, but its config.json makes only "
+            f"{len(skeleton.blocks)} blocks"
+        )
     known = {linear.path for linear in skeleton.family.linears}
     for index, block in enumerate(skeleton.blocks):
         found = {path for path, module in block.named_modules() if isinstance(module, nn.Linear)}
@@ -147,6 +155,10 @@ def _check_coverage(skeleton: Skeleton) -> None:
                 f"{skeleton.block_name(index)}.{odd}: the {skeleton.family.model_type} family "
                 f"{'does not know this linear' if odd in found else 'expects this linear, but the block lacks it'}"
             )
+
+
+def _of_blocks(skeleton: Skeleton, shards: Shards) -> list[str]:
+    return [name for name in shards.names if name.startswith(f"{skeleton.family.blocks}.")]
 
 
 def _shape(skeleton: Skeleton, shards: Shards, name: str) -> tuple[int, int]:

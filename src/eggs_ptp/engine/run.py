@@ -95,7 +95,8 @@ class Run:
             after = None
             if goes_on and self.dense_stream:
                 after = self._propagate(block, cast(Tensor, hidden).clone(), kwargs, index)
-            for together in [{reads: groups[reads]} for reads in groups] if self.refresh else [groups]:
+            rounds = [{reads: groups[reads]} for reads in groups] if self.refresh else [groups]
+            for together in filter(None, rounds):  # a block that is skipped whole is not observed
                 seen = self._observe(block, hidden, kwargs, together, index)
                 self._tell("stage", index, "prune")
                 for reads, matrices in together.items():

@@ -43,38 +43,33 @@ def r2_dsnot(
     """DSnoT whose candidates are ordered by relative weights, a power of the input norm, and a regulariser.
 
     With V the weight as the start mask leaves it, R_ij = 1 / ||V_i:||_1 + 1 / ||V_:j||_1 (1/0 read as 0), and T =
-    `sample_tokens` taking the statistics per token to the scale of the public DSnoT code:
+    `sample_tokens`, which takes the statistics per token to the scale of DSnoT's public code:
     grown is the pruned weight of largest sign(error_i) W_ij R_ij T m_j / v_j^power + gamma1 ||V_:j||_p;
-    pruned is the kept one of lowest |W_ij| R_ij (sqrt(T) n_j)^alpha + gamma2 ||V_:j||_p, among those whose part of the
-    output has the sign opposite to the error (N:M: in the group of the one grown, as DSnoT).
-    `relative_grow` and `relative_prune` off put R = 1. Everything else, and shapes, as `dsnot`. With both off,
-    gamma1 = gamma2 = 0 and alpha = 1, after Wanda, it is DSnoT.
+    pruned is the kept one of lowest |W_ij| R_ij (sqrt(T) n_j)^alpha + gamma2 ||V_:j||_p, among those DSnoT allows.
+    `relative_grow` and `relative_prune` off put R = 1; `p` may be inf. Shapes, `max_cycles`, `threshold`, `variance`,
+    `same_sign` and `skip` as `dsnot`, which it is after Wanda with both off, gamma1 = gamma2 = 0 and alpha = 1.
 
     Readings: the paper prints no W_ij in the rule for growing (`grow="literal"`), which then ignores the weight and its
-    sign; `reference="dense"` takes R and the norm from the dense weight; `norm="output"` takes that of row i, equal
-    for all candidates, and "output_after" that of row i after the swap. A weight is grown only where its key, but
-    for the regulariser, has the sign of the error. The error itself is never relative.
+    sign; `reference="dense"` takes R and the norm from the dense weight; `norm="output"` takes that of row i, equal for
+    all candidates, "output_after" that of row i after the swap. A weight is grown only where its key, but for the
+    regulariser, has the sign of the error. The error itself is never relative.
 
     Source: Symmetric Pruning, arXiv:2501.18980, equations 5 and 6; defaults: Table 10's best for a RIA start. Its best
     for a Wanda start: relative_grow = false, relative_prune = true, gamma2 = 0.001 (the table swaps the two labels).
     """
     if role == skip:
         return mask
-    weight = weight.float()
-    size = weight.abs()
-    part = weight * (input_mean * sample_tokens)
+    weight, mean = weight.float(), input_mean * sample_tokens
+    size, part = weight.abs(), weight * mean
     seen = size if reference == "dense" else size * mask
-    relative = _inverse(seen.sum(1, keepdim=True)) + _inverse(seen.sum(0, keepdim=True))  # (out, in)
     spread = input_var_within if variance == "within" else input_var
-    gain = part if grow == "weighted" else (input_mean * sample_tokens).expand_as(weight)
-    gain = per_variance(gain, spread, input_norm, power, "never")
+    gain = per_variance(part if grow == "weighted" else mean.expand_as(part), spread, input_norm, power, "never")
     cost = size * (input_norm * sample_tokens**0.5).pow(alpha)
+    relative = _inverse(seen.sum(1, keepdim=True)) + _inverse(seen.sum(0, keepdim=True))  # (out, in)
+    gain = gain * relative if relative_grow else gain
+    cost = cost * relative if relative_prune else cost
     bonus, penalty = _norms(seen, size, mask, p, norm)
-    keys = Keys(
-        grow=gain * relative if relative_grow else gain,
-        prune=(cost * relative if relative_prune else cost) + gamma2 * penalty,
-        bonus=gamma1 * bonus,
-    )
+    keys = Keys(gain, cost + gamma2 * penalty, gamma1 * bonus)
     return swap(mask, part, keys, pattern, Rule(max_cycles, threshold, same_sign))
 
 

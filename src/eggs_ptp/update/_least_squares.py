@@ -46,10 +46,11 @@ def least_squares(
     for _ in range(iterations):
         bent = ahead @ hessian * free
         curvature = (ahead * bent).sum(1)
-        # (pull . ahead) is `slope` but for rounding; with it every step is a line search, which cannot overshoot.
-        step = torch.where(curvature > 0, (pull * ahead).sum(1) / curvature, 0.0)
-        gain = step * (2 * (pull * ahead).sum(1) - step * curvature)
-        goes_on = gain > tolerance * loss
+        # Taken anew, not as `slope`: then every step is a line search, which rounding cannot make overshoot.
+        fall = (pull * ahead).sum(1)
+        step = torch.where(curvature > 0, fall / curvature, 0.0)
+        gain = step * fall
+        goes_on = gain > tolerance * loss.clamp_min(0.0)
         now = torch.addcmul(now, step.unsqueeze(1), ahead)
         if not goes_on.all():
             solution[rows[~goes_on]] = now[~goes_on]
@@ -58,7 +59,7 @@ def least_squares(
         if not len(rows):
             return solution
         loss = loss - gain
-        pull = pull.addcmul(step.unsqueeze(1), bent, value=-1)
+        pull = torch.addcmul(pull, step.unsqueeze(1), bent, value=-1)
         toward = pull * inverse
         slope, before = (pull * toward).sum(1), slope
         ahead = torch.addcmul(toward, (slope / before).unsqueeze(1), ahead)

@@ -1,0 +1,37 @@
+"""Rows drawn from combinations."""
+
+import pytest
+
+from eggs_ptp.comparison.search import drawn_rows
+from eggs_ptp.errors import RecipeError
+
+CHOICES = {"steps.refine.p": [1, 2, float("inf")], "steps.refine.relative_grow": [True, False], "pattern": ["2:4"]}
+CHANGES = {"method": "ria+r2_dsnot", "steps": {"refine": {"alpha": 0.5}}}
+
+
+def test_rows_are_different_combinations_over_the_common_changes():
+    rows = drawn_rows(("RIA",), CHANGES, CHOICES, draws=4, seed=0, seeds=2)
+    assert len({row.labels for row in rows}) == 4
+    assert {row.seeds for row in rows} == {2}
+    for row in rows:
+        refine = row.changes["steps"]["refine"]
+        assert refine["alpha"] == 0.5
+        grow = {True: "true", False: "false"}[refine["relative_grow"]]
+        assert row.labels == ("RIA", str(refine["p"]), grow, "2:4")
+        assert (row.changes["method"], row.changes["pattern"]) == ("ria+r2_dsnot", "2:4")
+
+
+def test_a_seed_draws_the_same_rows_again_and_another_seed_others():
+    first, again, other = (drawn_rows((), {}, CHOICES, draws=2, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_all_combinations_come_in_order():
+    rows = drawn_rows((), {}, CHOICES, draws=6, seed=5)
+    assert [row.labels[:2] for row in rows] == [(p, grow) for p in ("1", "2", "inf") for grow in ("true", "false")]
+
+
+def test_more_draws_than_combinations_are_refused():
+    with pytest.raises(RecipeError, match=r"^t: draws: 7 are more than the 6 combinations"):
+        drawn_rows((), {}, CHOICES, draws=7, seed=0, origin="t: ")
