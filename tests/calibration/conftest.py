@@ -11,7 +11,7 @@ class Words:
 
     def __init__(self, size=100):
         vocabulary = {"<s>": BEGIN, "<unk>": UNKNOWN} | {f"w{index}": index for index in range(2, size)}
-        self.inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token of another kind
+        self.inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         self.inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         self.inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BEGIN)])
         self.calls = []

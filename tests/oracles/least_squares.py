@@ -30,7 +30,7 @@ def on_support(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
 def group_masks(kept: int, group: int, groups: int) -> list[Tensor]:
     """Every mask of one row that keeps `kept` of every `group`."""
     patterns = [[j in chosen for j in range(group)] for chosen in itertools.combinations(range(group), kept)]
-    return [torch.tensor(sum(row, [])) for row in itertools.product(patterns, repeat=groups)]
+    return [torch.tensor(row).flatten() for row in itertools.product(patterns, repeat=groups)]
 
 
 def best_loss(row: Tensor, hessian: Tensor, masks: list[Tensor], *, solve: bool) -> float:

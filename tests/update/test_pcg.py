@@ -33,7 +33,7 @@ def chosen(weight: Tensor, pattern: AnyPattern, gram: Tensor) -> Tensor:
 def test_it_converges_to_the_dense_solution_of_every_row(pattern, damping):
     weight, gram = layer(9, 24)
     mask = chosen(weight, pattern, gram)
-    updated, same = pcg(weight, mask, pattern, gram, iterations=200, damping=damping, tolerance=0.0)
+    updated, same = pcg(weight, mask, gram, iterations=200, damping=damping, tolerance=0.0)
     assert same is mask
     assert_close(updated, oracle.on_support(weight, mask, oracle.damped(gram, damping)).float(), rtol=2e-3, atol=2e-4)
 
@@ -41,7 +41,7 @@ def test_it_converges_to_the_dense_solution_of_every_row(pattern, damping):
 def test_as_many_iterations_as_kept_weights_solve_a_well_conditioned_row():
     weight, gram = layer(3, 8, tokens=400)
     mask = chosen(weight, Pattern(2, 4), gram)
-    updated, _ = pcg(weight, mask, Pattern(2, 4), gram, iterations=4, damping=0.5, tolerance=0.0)
+    updated, _ = pcg(weight, mask, gram, iterations=4, damping=0.5, tolerance=0.0)
     assert_close(updated, oracle.on_support(weight, mask, oracle.damped(gram, 0.5)).float(), rtol=1e-3, atol=1e-4)
 
 
@@ -64,7 +64,7 @@ def test_no_iteration_raises_any_rows_loss(out, width, tokens, share, dead, damp
     before = oracle.losses(weight, weight * mask, hessian)
     size = oracle.losses(weight, torch.zeros_like(weight), hessian)
     for iterations in (0, 1, 2, 3, 5, 20, 100):
-        updated, _ = pcg(weight, mask, Unstructured(0.5), gram, iterations=iterations, damping=damping, tolerance=0.0)
+        updated, _ = pcg(weight, mask, gram, iterations=iterations, damping=damping, tolerance=0.0)
         after = oracle.losses(weight, updated, hessian)
         assert (after <= before + 1e-5 * size).all()
         assert (updated[~mask] == 0).all()
@@ -75,7 +75,7 @@ def test_no_iteration_raises_any_rows_loss(out, width, tokens, share, dead, damp
 def test_without_iterations_the_mask_is_all_there_is():
     weight, gram = layer(4, 8)
     mask = chosen(weight, Pattern(2, 4), gram)
-    assert torch.equal(pcg(weight, mask, Pattern(2, 4), gram, iterations=0)[0], weight * mask)
+    assert torch.equal(pcg(weight, mask, gram, iterations=0)[0], weight * mask)
 
 
 def test_it_makes_up_for_more_than_one_sweep_of_sparsegpt():
@@ -83,25 +83,25 @@ def test_it_makes_up_for_more_than_one_sweep_of_sparsegpt():
     hessian = oracle.damped(gram, 0.01)
     for pattern in PATTERNS:
         swept, mask = sparsegpt(weight, None, pattern, gram)
-        updated, _ = pcg(weight, mask, pattern, gram)
+        updated, _ = pcg(weight, mask, gram)
         assert (oracle.losses(weight, updated, hessian) < oracle.losses(weight, swept, hessian)).all()
 
 
 def test_nothing_changes_where_nothing_is_pruned_and_nothing_stays_where_all_is():
     weight, gram = layer(3, 8)
     mask = torch.tensor([[True], [False], [True]]).expand(3, 8)
-    updated, _ = pcg(weight, mask, Unstructured(0.5), gram)
+    updated, _ = pcg(weight, mask, gram)
     assert torch.equal(updated, weight * mask)
 
 
 def test_rows_do_not_depend_on_one_another():
     weight, gram = layer(12, 32)
     mask = chosen(weight, Pattern(2, 4), gram)
-    together, _ = pcg(weight, mask, Pattern(2, 4), gram)
+    together, _ = pcg(weight, mask, gram)
     for i in range(12):
-        alone, _ = pcg(weight[i : i + 1], mask[i : i + 1], Pattern(2, 4), gram)
+        alone, _ = pcg(weight[i : i + 1], mask[i : i + 1], gram)
         assert_close(alone[0], together[i], rtol=1e-3, atol=1e-3)
-    assert torch.equal(together, pcg(weight, mask, Pattern(2, 4), gram)[0])
+    assert torch.equal(together, pcg(weight, mask, gram)[0])
 
 
 def test_a_row_stops_once_it_has_little_left_to_gain():
@@ -109,10 +109,10 @@ def test_a_row_stops_once_it_has_little_left_to_gain():
     mask = chosen(weight, Pattern(2, 4), gram)
     hessian = oracle.damped(gram, 0.01)
     loss = {
-        tolerance: oracle.losses(weight, pcg(weight, mask, Pattern(2, 4), gram, tolerance=tolerance)[0], hessian)
+        tolerance: oracle.losses(weight, pcg(weight, mask, gram, tolerance=tolerance)[0], hessian)
         for tolerance in (0.0, 1e-5, 0.9)
     }
-    once = oracle.losses(weight, pcg(weight, mask, Pattern(2, 4), gram, iterations=1)[0], hessian)
+    once = oracle.losses(weight, pcg(weight, mask, gram, iterations=1)[0], hessian)
     assert (loss[0.9] <= once * 1.0001).all()
     assert (loss[0.9] > loss[0.0]).any()
     assert_close(loss[1e-5], loss[0.0], rtol=1e-3, atol=0)
@@ -122,7 +122,7 @@ def test_fewer_tokens_than_channels_are_settled_by_the_damping():
     weight, gram = layer(5, 40, tokens=7)
     mask = chosen(weight, Pattern(2, 4), gram)
     for damping in (0.01, 0.1):
-        updated, _ = pcg(weight, mask, Pattern(2, 4), gram, damping=damping, iterations=200, tolerance=0.0)
+        updated, _ = pcg(weight, mask, gram, damping=damping, iterations=200, tolerance=0.0)
         hessian = oracle.damped(gram, damping)
         least = oracle.losses(weight, oracle.on_support(weight, mask, hessian), hessian)
         assert_close(oracle.losses(weight, updated, hessian), least, rtol=1e-3, atol=1e-4)
@@ -132,28 +132,28 @@ def test_half_precision_weights_are_solved_in_float32():
     weight, gram = layer(4, 16)
     rounded = weight.bfloat16()
     mask = chosen(weight, Pattern(2, 4), gram)
-    updated, _ = pcg(rounded, mask, Pattern(2, 4), gram)
+    updated, _ = pcg(rounded, mask, gram)
     assert updated.dtype == torch.float32
-    assert torch.equal(updated, pcg(rounded.float(), mask, Pattern(2, 4), gram)[0])
+    assert torch.equal(updated, pcg(rounded.float(), mask, gram)[0])
 
 
 def test_what_is_given_is_only_read():
     weight, gram = layer(4, 16)
     mask = chosen(weight, Pattern(2, 4), gram)
     copies = weight.clone(), mask.clone(), gram.clone()
-    pcg(weight, mask, Pattern(2, 4), gram)
+    pcg(weight, mask, gram)
     assert all(torch.equal(*pair) for pair in zip((weight, mask, gram), copies, strict=True))
 
 
 def test_without_a_mask_it_says_what_is_missing():
     weight, gram = layer(4, 16)
     with pytest.raises(MethodError, match=r"steps\.select"):
-        pcg(weight, None, Pattern(2, 4), gram)
+        pcg(weight, None, gram)
 
 
 def test_a_layer_that_was_never_reached_is_refused():
     with pytest.raises(NumericsError, match="calibration"):
-        pcg(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), Pattern(2, 4), torch.zeros(4, 4))
+        pcg(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.zeros(4, 4))
 
 
 @pytest.mark.parametrize(("option", "value"), [("iterations", -1), ("damping", -0.1), ("tolerance", 1.0)])

@@ -21,14 +21,14 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 
 
 def row_losses(change: Tensor, hessian: Tensor) -> Tensor:
-    """d H d^T of each row d of `change` (out, in): (out,)."""
+    """Loss d H d^T of each row d of `change` (out, in): (out,)."""
     return (change @ hessian * change).sum(1)
 
 
 def least_squares(
     weight: Tensor, mask: Tensor, hessian: Tensor, start: Tensor, iterations: int, tolerance: float
 ) -> Tensor:
-    """argmin over X supported on `mask` of tr((W - X) H (W - X)^T), by conjugate gradients from `start`.
+    """Find argmin over X supported on `mask` of tr((W - X) H (W - X)^T), by conjugate gradients from `start`.
 
     Rows are problems of their own: each has its own step sizes, and leaves once a step has lowered its loss by less
     than `tolerance` of it. The preconditioner is 1 / diag H. All (out, in), `hessian` (in, in), of one type.
@@ -39,7 +39,7 @@ def least_squares(
     pull = (weight - solution) @ hessian  # (rows, in)
     loss = (pull * (weight - solution)).sum(1)
     rows = torch.arange(len(weight), device=weight.device)
-    now, free = solution, mask.to(weight.dtype)
+    now, free = solution.clone(), mask.to(weight.dtype)
     pull = pull * free
     ahead = pull * inverse
     slope = (pull * ahead).sum(1)

@@ -5,7 +5,6 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from eggs_ptp.core.pattern import AnyPattern
 from eggs_ptp.errors import MethodError
 from eggs_ptp.update._least_squares import damped, least_squares
 
@@ -13,14 +12,13 @@ from eggs_ptp.update._least_squares import damped, least_squares
 def pcg(
     weight: Tensor,
     mask: Tensor | None,
-    pattern: AnyPattern,
     gram: Tensor,
     *,
     iterations: Annotated[int, Field(ge=0)] = 20,
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01,
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """W' = argmin over weights on the mask of tr((W - W') H (W - W')^T), H = gram + damping * mean(diag gram) * I.
+    """Solve W' = argmin over weights on the mask of tr((W - W') H (W - W')^T), H = gram + damping * mean(diag gram) * I.
 
     Each row is solved by conjugate gradients, preconditioned by 1 / diag H, from its masked weights; its loss never
     rises, and it stops after `iterations`, or once an iteration has lowered its loss by less than `tolerance` of it.
