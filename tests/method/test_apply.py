@@ -28,7 +28,13 @@ def _random(*shape, seed):
 
 WEIGHTS = {"q": _random(24, COLUMNS, seed=1), "k": _random(12, COLUMNS, seed=2), "v": _random(16, COLUMNS, seed=3)}
 GRAM = _random(COLUMNS, COLUMNS, seed=4)
-STATISTICS = {"input_norm": _random(COLUMNS, seed=5).exp(), "gram": GRAM @ GRAM.T}
+STATISTICS = {
+    "input_norm": _random(COLUMNS, seed=5).exp(),
+    "input_mean": _random(COLUMNS, seed=7),
+    "input_var": _random(COLUMNS, seed=8).exp(),
+    "input_var_within": _random(COLUMNS, seed=9).exp(),
+    "gram": GRAM @ GRAM.T,
+}
 OUTPUT_NORMS = {name: _random(len(weight), seed=6).exp() for name, weight in WEIGHTS.items()}
 
 

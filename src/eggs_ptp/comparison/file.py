@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eggs_ptp.comparison.grid import Column, Grid, Labels, Row
 from eggs_ptp.comparison.search import drawn_rows
 from eggs_ptp.core.pattern import parse_pattern
-from eggs_ptp.errors import MethodError, RecipeError
+from eggs_ptp.errors import MethodError, PatternError, RecipeError
 from eggs_ptp.method.catalogue import find_method
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.recipe.problem import problems
@@ -160,8 +160,11 @@ def _columns(
     if patterns is None and given.patterns is None and any("pattern" in row.changes for row in rows):
         yield Column("", {})
         return
-    wanted = patterns or given.patterns or [recipe.pattern]
-    for text in (str(parse_pattern(str(pattern))) for pattern in wanted):
+    for pattern in patterns or given.patterns or [recipe.pattern]:
+        try:
+            text = str(parse_pattern(str(pattern)))
+        except PatternError as error:
+            raise PatternError(f"{'--patterns' if patterns else f'{path}: patterns'}: {error}") from None
         yield Column(text, {"pattern": text})
 
 

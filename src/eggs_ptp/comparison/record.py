@@ -37,7 +37,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The record at `path`; None where there is none, or what a crash left of one."""
     try:
         found = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "perplexity" in found else None
 

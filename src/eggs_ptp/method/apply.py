@@ -93,8 +93,12 @@ class _Work:
             self._data["score"] = score
 
     def run(self, slot: str) -> Any:
-        with _timed(self.seconds, slot):
-            result = self.steps[slot](self.read)
+        try:
+            with _timed(self.seconds, slot):
+                result = self.steps[slot](self.read)
+        except NumericsError as error:
+            where = "" if str(error).startswith(self.job.name) else f"{self.job.name}: "
+            raise NumericsError(f"{where}{error}") from error
         if isinstance(result, Noted):
             self.facts.update(result.facts)
             return result.value

@@ -18,9 +18,9 @@ def pcg(
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01,
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Solve W' = argmin over weights on the mask of tr((W - W') H (W - W')^T), H = gram + damping * mean(diag gram) * I.
+    """Solve for the kept weights: W' = argmin over weights on the mask of tr((W - W') H (W - W')^T).
 
-    Each row is solved by conjugate gradients, preconditioned by 1 / diag H, from its masked weights; its loss never
+    H = gram + damping * mean(diag gram) * I. Each row is solved by conjugate gradients, preconditioned by 1 / diag H, from its masked weights; its loss never
     rises, and it stops after `iterations`, or once an iteration has lowered its loss by less than `tolerance` of it.
     `weight` (out, in), `mask` (out, in) True = keep, any pattern, `gram` (in, in); returns weight (float32) and mask.
 
@@ -28,7 +28,7 @@ def pcg(
     in favour of its dense value: raise it to 0.05 or 0.1 below some 8 tokens per channel. Kept weights of channels
     that never fired keep their dense value.
 
-    Source: ALPS, arXiv:2406.07831, section 3.2 (its second stage, for any mask).
+    Source: ALPS, arXiv:2406.07831, its second stage, for any mask.
     Differs: every row has its own step sizes and stop.
 
     Raises:
