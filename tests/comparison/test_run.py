@@ -149,8 +149,8 @@ def test_a_run_that_fails_is_remarked_and_the_others_are_run(tiny, grid, evaluat
     monkeypatch.setattr(api, "prune", failing)
     settings = {**evaluation, "records": tmp_path}
     found = compare(grid("wanda ria magnitude", "2:4 3:5", seeds=3), str(tiny()), **settings)
-    assert found.failed[("wanda",), "2:4"] == "wanda at 2:4, seed 1: failed: model.layers.0: NaN"
-    assert found.failed[("ria",), "2:4"] == "ria at 2:4, seed 0: failed: ZeroDivisionError: division by zero"
+    assert found.failed[("wanda",), "2:4"] == "wanda at 2:4, seed 1 failed: model.layers.0: NaN"
+    assert found.failed[("ria",), "2:4"] == "ria at 2:4, seed 0 failed: ZeroDivisionError: division by zero"
     assert "32 input features cannot be cut into groups of 5" in found.failed[("magnitude",), "3:5"]
     assert {place: len(records) for place, records in found.records.items()} == {
         (("wanda",), "2:4"): 1,

@@ -20,7 +20,7 @@ FOUND = Comparison(
         (("wanda", "row"), "2:4"): [{"perplexity": 20.125, "seed": 0}],
     },
     left_out={(("a|b", "-"), "0.5"): "a|b - at 0.5: is not defined"},
-    failed={(("a|b", "-"), "2:4"): "a|b - at 2:4, seed 0: failed: why"},
+    failed={(("a|b", "-"), "2:4"): "a|b - at 2:4, seed 0 failed: why"},
 )
 
 
@@ -49,7 +49,7 @@ def test_markdown_is_a_table_with_remarks():
         "| a\\|b | - | - | failed |",
         "",
         "- a|b - at 0.5: is not defined",
-        "- a|b - at 2:4, seed 0: failed: why",
+        "- a|b - at 2:4, seed 0 failed: why",
     ]
 
 

@@ -59,8 +59,7 @@ def test_it_ends_where_no_other_pattern_of_any_group_is_better(kept, group, grou
     masks = oracle.group_masks(kept, group, groups)
     best = [oracle.best_loss(row, oracle.damped(gram, 0.01), masks, solve=False) for row in weight]
     assert (reached >= torch.tensor(best) * (1 - 1e-4)).all()
-    closed = (before - reached) / (before - torch.tensor(best)).clamp_min(1e-9)
-    assert closed.median() > 0.7
+    assert float((before - reached).sum()) > 0.6 * float(before.sum() - sum(best)) > 0
 
 
 @given(

@@ -20,9 +20,10 @@ def pcg(
 ) -> tuple[Tensor, Tensor]:
     """Solve for the kept weights: W' = argmin over weights on the mask of tr((W - W') H (W - W')^T).
 
-    H = gram + damping * mean(diag gram) * I. Each row is solved by conjugate gradients, preconditioned by 1 / diag H, from its masked weights; its loss never
-    rises, and it stops after `iterations`, or once an iteration has lowered its loss by less than `tolerance` of it.
-    `weight` (out, in), `mask` (out, in) True = keep, any pattern, `gram` (in, in); returns weight (float32) and mask.
+    H = gram + damping * mean(diag gram) * I. Each row is solved by conjugate gradients, preconditioned by 1 / diag H,
+    from its masked weights; its loss never rises, and it stops after `iterations`, or once an iteration has lowered
+    its loss by less than `tolerance` of it. `weight` (out, in), `mask` (out, in) True = keep, any pattern, `gram`
+    (in, in); returns weight, in float32, and mask.
 
     Where inputs leave a weight undecided (fewer tokens than channels, channels that move together) `damping` decides,
     in favour of its dense value: raise it to 0.05 or 0.1 below some 8 tokens per channel. Kept weights of channels

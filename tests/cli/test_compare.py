@@ -1,0 +1,143 @@
+import csv
+import io
+
+import pytest
+
+from eggs_ptp import api
+from eggs_ptp.comparison import run
+from eggs_ptp.errors import NumericsError
+
+
+@pytest.fixture
+def compare(eggs, tiny, text_file):
+    """`compare("--methods", "wanda")`: the verb on a tiny model."""
+    texts = ("--calibration", text_file, "--nsamples", 2, "--seqlen", 32, "--text", text_file, "--max-windows", 2)
+    return lambda *given: eggs("compare", tiny(), *texts, *given)
+
+
+def test_a_table_with_mean_deviation_and_difference_to_dense(compare):
+    ran = compare("--methods", "magnitude,ria,eggs", "--patterns", "0.5,2:4", "--seeds", 2)
+    assert ran.code == 0
+    words = [line.split() for line in ran.out.splitlines()]
+    assert words[1] == ["method", "0.5", "2:4"]
+    assert [line[0] for line in words[3:7]] == ["dense", "magnitude", "ria", "eggs"]
+    assert words[3][1] == words[3][2]
+    assert (len(words[4]), len(words[5])) == (5, 9)
+    assert words[5][2] == words[5][6] == "±"
+    assert words[6][1] == "-"
+    assert "2 windows, 254 tokens" in ran.out
+    assert ran.out.splitlines()[-1].startswith("- eggs at 0.5: ")
+    lines = ran.err.splitlines()
+    assert len(lines) == 1 + 2 + 2 * 3
+    assert lines[0].startswith("compare: 0/8 dense: ")
+    assert lines[-1].startswith("compare: 8/8 eggs at 2:4, seed 1: ")
+
+
+def test_as_json_is_one_document(compare):
+    ran = compare("--methods", "wanda,eggs", "--patterns", "0.5,2:4", "--seeds", 2, "--json")
+    assert ran.err == ""
+    assert [(entry["row"], entry["column"], entry["seeds"]) for entry in ran.json["table"]] == [
+        (["wanda"], "0.5", 2),
+        (["wanda"], "2:4", 2),
+        (["eggs"], "0.5", 0),
+        (["eggs"], "2:4", 2),
+    ]
+    wanda = ran.json["table"][0]
+    values = [record["perplexity"] for record in ran.json["records"] if record["row"] == ["wanda"]][:2]
+    assert wanda["perplexity"] == pytest.approx(sum(values) / 2)
+    assert wanda["sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert wanda["difference"] == pytest.approx(wanda["perplexity"] - ran.json["dense"]["perplexity"])
+    assert "needs an N:M pattern" in ran.json["table"][2]["remark"]
+    assert {record["seed"] for record in ran.json["records"]} == {0, 1}
+
+
+def test_as_markdown_and_as_csv(compare):
+    command = ("--methods", "magnitude,eggs", "--patterns", "0.5", "--seeds", 1)
+    markdown = compare(*command, "--format", "markdown").out.splitlines()
+    assert markdown[:2] == ["| method | 0.5 |", "|---|---:|"]
+    assert markdown[-1].startswith("- eggs at 0.5: ")
+    rows = list(csv.reader(io.StringIO(compare(*command, "--format", "csv").out)))
+    assert rows[0] == ["method", "column", "perplexity", "sd", "seeds", "difference", "remark"]
+    assert [row[0] for row in rows] == ["method", "dense", "magnitude", "eggs"]
+    assert {len(row) for row in rows} == {7}
+
+
+def test_a_file_describes_the_whole_comparison(compare, tmp_path, tiny):
+    file = tmp_path / "table.toml"
+    file.write_text(
+        'title = "A table of mine"\nheads = ["score", "alpha"]\nseeds = 1\npattern = 0.6\n'
+        'rows = [{ label = ["ria", "1"], method = "ria", steps.score.alpha = 1 }]\n[[columns]]\n'
+    )
+    ran = compare("--recipe", file)
+    assert ran.out.splitlines()[0] == "A table of mine"
+    assert f"score alpha {tiny().name}" in " ".join(ran.out.split())
+    assert (
+        compare("--recipe", "table-3", "--methods", "ria", "--set", "pattern=2:4", "--json").json["table"][1]["column"]
+        == "0.5"
+    )
+
+
+def test_a_run_that_fails_is_exit_code_2_after_the_table(compare, tmp_path):
+    ran = compare("--methods", "magnitude", "--patterns", "2:4,3:5", "-o", tmp_path / "records")
+    assert ran.code == 2
+    assert "failed" in ran.out
+    assert "magnitude at 3:5, seed 0 failed: " in ran.out.splitlines()[-1]
+    assert "error" not in ran.err
+    found = compare("--methods", "magnitude", "--patterns", "2:4,3:5", "--json")
+    assert found.code == 2
+    assert [bool(entry["remark"]) for entry in found.json["table"]] == [False, True]
+    again = compare("--methods", "magnitude", "--patterns", "2:4", "-o", tmp_path / "records")
+    assert again.code == 0
+    assert all(line.endswith("as recorded") for line in again.err.splitlines())
+
+
+def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
+    prune = api.prune
+
+    def interrupted(model, out, recipe, **more):
+        if recipe.seed == 1:
+            raise KeyboardInterrupt
+        return prune(model, out, recipe, **more)
+
+    monkeypatch.setattr(run.api, "prune", interrupted)
+    ran = compare("--methods", "wanda", "-o", tmp_path / "records")
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.splitlines()[-1] == "eggs: interrupted"
+    assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--methods", "wanda,egs"), "no method is named 'egs', did you mean 'eggs'?"),
+        (("--methods", "wanda,"), "no method is named ''"),
+        (("--methods", "wanda+dsnt"), "'dsnt' is neither a step nor a method, did you mean 'dsnot'?"),
+        (("--patterns", "2:4,4:2"), "--patterns: pattern 4:2 keeps 4 of 2"),
+        (("--patterns", "0.5,.50"), "columns: two are labelled '0.5'"),
+        (("--methods", "eggs", "--patterns", "0.5"), "nothing to compare: eggs at 0.5: "),
+        (("--seeds", "0"), "--seeds"),
+        (("--seeds", "two"), "--seeds"),
+        (("--recipe", "table-22"), "no shipped table, did you mean 'table-2'?; shipped: table-10, "),
+        (("--recipe", "table-22.toml"), "table-22.toml cannot be read"),
+        (("--recipe", "table-3", "--patterns", "2:4"), "--patterns: the rows or columns of"),
+        (("--set", "steps.score.alhpa=1"), "did you mean 'alpha'"),
+        (("--format", "html"), "--format"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_any_model_is_read(compare, monkeypatch, given, message):
+    def read(*what, **more):
+        raise NumericsError("too late")
+
+    monkeypatch.setattr(run.api, "evaluate", read)
+    assert message in compare(*given).error
+
+
+def test_the_demo_is_calibrated_on_its_own_text(eggs, tiny, monkeypatch):
+    folder = tiny()
+    monkeypatch.setattr(api, "model_folder", lambda: folder)
+    monkeypatch.setattr(api, "builtin_documents", lambda split: [f"the text for {split} " * 100])
+    ran = eggs("compare", "demo", "--recipe", "table-8", "--nsamples", 2, "--seqlen", 32, "--json")
+    assert ran.code == 0
+    assert {record["calibration"]["source"] for record in ran.json["records"]} == {"the built-in text"}
+    assert {record["calibration"]["sampling"] for record in ran.json["records"]} == {"packed"}
+    assert ran.json["columns"] == ["demo"]
