@@ -1,5 +1,6 @@
 """Comparison files."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,12 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     Path("table-2").write_text('title = "mine"')
     assert read_comparison(Path("table-2")).title == "mine"
     assert len(shipped()) == 9
+
+
+def test_the_files_of_the_page_are_comparisons(written):
+    page = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8")
+    first, search = (read_comparison(written(text)) for text in re.findall(r"```toml\n(.*?)```", page, re.S))
+    assert [(row.labels, row.seeds) for row in first.rows] == [(("RIA", ""), None), (("StochRIA", "5 seeds"), 5)]
+    assert len(list(first.cells())) == 2 * (3 + 5)
+    assert {cell.recipe.steps["score"]["alpha"] for cell in first.cells()} == {0.5, 1}
+    assert len(search.rows) == 4

@@ -16,7 +16,7 @@ def pcg(
     *,
     iterations: Annotated[int, Field(ge=0)] = 20,
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01,
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-5,
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-4,
 ) -> tuple[Tensor, Tensor]:
     """Solve for the kept weights: W' = argmin over weights on the mask of tr((W - W') H (W - W')^T).
 
