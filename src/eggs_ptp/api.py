@@ -278,7 +278,7 @@ def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_cod
         recipe.calibration,
         tokenizer,
         seqlen=decided.seqlen,
-        seed=recipe.seed,
+        seed=recipe.seed if recipe.calibration.seed is None else recipe.calibration.seed,
         vocab_size=skeleton.vocab_size,
         builtin=builtin,
     )

@@ -194,6 +194,18 @@ def test_test_suites_and_installed_packages_are_not_the_standard_library(
     assert found == ["This is the text of a module that was found in . for the test."]
 
 
+@pytest.mark.usefixtures("uncached")
+def test_files_are_read_in_the_order_of_their_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    sentences = []
+    for number, name in enumerate(("a/z.py", "b.py", "c.py")):
+        sentences.append(f"This is the paragraph that is number {number} of those in the order of the paths.")
+        (tmp_path / name).write_text(f'"""{sentences[-1]}"""\n')
+    monkeypatch.setattr(corpus, "_stdlib_folder", lambda: tmp_path)
+    monkeypatch.setattr(corpus, "_split_of_digest", lambda digest: "train")
+    assert corpus.documents("train", sources=(corpus.STDLIB,)) == sentences
+
+
 # --- the model's folder ---------------------------------------------------------------------------
 
 

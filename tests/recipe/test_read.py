@@ -75,6 +75,7 @@ def test_the_calibration_flags():
         "text": "a.txt",
         "nsamples": 2,
         "seqlen": 8,
+        "seed": None,
         "sampling": "documents",
         "text_field": "body",
         "statistics": "block",

@@ -32,6 +32,7 @@ def test_defaults():
             "text": None,
             "nsamples": 128,
             "seqlen": None,
+            "seed": None,
             "sampling": "packed",
             "text_field": "text",
             "statistics": "block",

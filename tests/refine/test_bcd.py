@@ -164,3 +164,11 @@ def test_what_it_cannot_do_is_refused():
         find_method("wanda+bcd").bind().check_pattern(Unstructured(0.5), "w")
     with pytest.raises(MethodError, match=r"steps\.refine\.sweeps"):
         Step("bcd", {"sweeps": -1}).bind("refine")
+
+
+def test_the_scale_of_the_inputs_changes_nothing():
+    weight, gram = layer(4, 32)
+    start = chosen(weight, Pattern(2, 4), gram)
+    tiny = bcd(start, weight, Pattern(2, 4), gram * 2.0**-40)
+    assert torch.equal(tiny, bcd(start, weight, Pattern(2, 4), gram))
+    assert not torch.equal(tiny, start)

@@ -195,3 +195,20 @@ def test_what_it_cannot_do_is_refused():
 def test_options_have_bounds(option, value):
     with pytest.raises(MethodError, match=rf"steps\.update\.{option}"):
         Step("alps", {option: value}).bind("update")
+
+
+def test_the_scale_of_the_inputs_changes_nothing():
+    weight, gram = layer(4, 16)
+    plain, tiny = (alps(weight, None, Pattern(2, 4), gram * scale) for scale in (1.0, 2.0**-40))
+    assert torch.equal(plain[0], tiny[0])
+    assert torch.equal(plain[1], tiny[1])
+
+
+def test_eigenvalues_that_are_not_found_are_an_error_of_ours(monkeypatch):
+    def fails(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    weight, gram = layer(2, 8)
+    with pytest.raises(NumericsError, match=r"did not converge.*steps\.update\.damping"):
+        alps(weight, None, Pattern(2, 4), gram)

@@ -160,3 +160,9 @@ def test_a_layer_that_was_never_reached_is_refused():
 def test_options_have_bounds(option, value):
     with pytest.raises(MethodError, match=rf"steps\.update\.{option}"):
         Step("pcg", {option: value}).bind("update")
+
+
+def test_the_scale_of_the_inputs_changes_nothing():
+    weight, gram = layer(4, 16)
+    mask = chosen(weight, Pattern(2, 4), gram)
+    assert torch.equal(pcg(weight, mask, gram)[0], pcg(weight, mask, gram * 2.0**-40)[0])

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,48 +25,52 @@ class Format(StrEnum):
     csv = "csv"
 
 
+Methods = Annotated[
+    str | None, typer.Option(help="Names with commas between them; a+b joins steps.", rich_help_panel=_TABLE)
+]
+Patterns = Annotated[
+    str | None,
+    typer.Option(help="Patterns with commas between them. Default: the recipe's, or 2:4.", rich_help_panel=_TABLE),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many, for methods that a seed can change. Default: 3.", rich_help_panel=_TABLE),
+]
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="A comparison or a recipe in TOML, or a shipped one, the tables of the Symmetric Pruning paper: "
+        "table-2, 3, 4, 5, 7, 8, 9, 10, 10-search. Flags change it.",
+        rich_help_panel=_TABLE,
+        show_default=False,
+    ),
+]
+Text = Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+TextField = Annotated[str, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+Scored = Annotated[Protocol | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+MaxWindows = Annotated[int | None, typer.Option(min=1, help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+Records = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for a record of each run; what is recorded there is not run again."),
+]
+
+
 def compare(
     model: flags.Model,
-    methods: Annotated[
-        str | None,
-        typer.Option(help="Names with commas between them; a+b joins steps.", rich_help_panel=_TABLE),
-    ] = None,
-    patterns: Annotated[
-        str | None,
-        typer.Option(help="Patterns with commas between them. Default: the recipe's, or 2:4.", rich_help_panel=_TABLE),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many, for methods that a seed can change. Default: 3.", rich_help_panel=_TABLE),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            "--recipe",
-            help="A comparison or a recipe in TOML, or a shipped one, the tables of the Symmetric Pruning paper: "
-            "table-2, 3, 4, 5, 7, 8, 9, 10, 10-search. Flags change it.",
-            rich_help_panel=_TABLE,
-            show_default=False,
-        ),
-    ] = None,
+    methods: Methods = None,
+    patterns: Patterns = None,
+    seeds: Seeds = None,
+    recipe: File = None,
     set_: flags.Set = None,
     calibration: flags.Calibration = None,
     nsamples: flags.NSamples = None,
     seqlen: flags.SeqLen = None,
-    text: Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)] = None,
-    text_field: Annotated[str, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)] = "text",
-    protocol: Annotated[
-        Protocol | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)
-    ] = None,
-    max_windows: Annotated[
-        int | None, typer.Option(min=1, help="As for eggs evaluate.", rich_help_panel=_EVALUATION)
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder for a record of each run; what is recorded there is not run again."
-        ),
-    ] = None,
+    text: Text = None,
+    text_field: TextField = "text",
+    protocol: Scored = None,
+    max_windows: MaxWindows = None,
+    output: Records = None,
     format_: Annotated[Format, typer.Option("--format", help="Of the table.")] = Format.text,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
@@ -96,18 +100,13 @@ def compare(
             elif not json:
                 line(f"compare: {done}/{total} {what}", stderr=True)
 
-        found = run(
-            grid,
-            model,
-            text=text,
-            text_field=text_field,
-            protocol=protocol.value if protocol else None,
-            max_windows=max_windows,
-            device=device,
-            dtype=dtype.value,
-            records=output,
-            progress=tell,
-        )
+        evaluation: dict[str, Any] = {
+            "text": text,
+            "text_field": text_field,
+            "protocol": protocol.value if protocol else None,
+            "max_windows": max_windows,
+        }
+        found = run(grid, model, **evaluation, device=device, dtype=dtype.value, records=output, progress=tell)
     print_json(found.to_dict()) if json else _print(found, format_)
     if found.failed:
         raise typer.Exit(2)

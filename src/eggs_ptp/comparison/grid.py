@@ -144,8 +144,8 @@ def _methods(recipe: Recipe) -> list[tuple[BoundMethod, str]]:
 
 
 def _is_seeded(recipe: Recipe) -> bool:
-    """Whether a seed makes a difference: a step draws random numbers, or windows are drawn from a text."""
-    ready = str(recipe.calibration.text).lower().endswith(".npy")
+    """Whether a seed makes a difference: a step draws random numbers, or windows are drawn with it."""
+    ready = recipe.calibration.seed is not None or str(recipe.calibration.text).lower().endswith(".npy")
     return any(
         (bound.statistics and not ready) or any("generator" in step.data for step in bound.steps.values())
         for bound, _ in _methods(recipe)

@@ -10,6 +10,7 @@ from eggs_ptp.checkpoint.record import versions
 from eggs_ptp.comparison.grid import Cell, Grid, Place
 from eggs_ptp.comparison.record import identity, read_record, write_record
 from eggs_ptp.comparison.result import Comparison
+from eggs_ptp.engine.place import find_device
 from eggs_ptp.errors import CheckpointError, EggsError
 from eggs_ptp.evaluation.perplexity import Protocol
 
@@ -80,7 +81,7 @@ class _Runs:
         """The record of a cell (None: of the dense model), and how it was come by."""
         path = None
         if self._records is not None:
-            how = {**self._evaluation, **self._place}
+            how = {**self._evaluation, **self._place, "device": str(find_device(self._place["device"]))}
             path = self._records / f"{identity(cell.recipe if cell else None, self._model, self._folder, how)}.json"
             if known := read_record(path):
                 return known, f"{known['perplexity']:.2f}, as recorded"

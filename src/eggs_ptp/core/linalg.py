@@ -41,3 +41,17 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
         factor[start:stop, start:stop] = corner
         factor[:start, start:stop] = torch.linalg.solve_triangular(corner.T, block[:start], upper=False, left=False)
     return factor
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """H = gram + damping * mean(diag gram) * I, in float32 at least.
+
+    Raises:
+        NumericsError: `gram` is zero or holds NaN.
+    """
+    hessian = gram.clone() if gram.dtype == torch.float64 else gram.to(torch.float32, copy=True)
+    mean = hessian.diagonal().mean()
+    if not mean > 0:
+        raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
+    hessian.diagonal().add_(damping * mean)
+    return hessian

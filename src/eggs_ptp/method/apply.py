@@ -88,6 +88,9 @@ class _Work:
     def score(self) -> None:
         if "score" in self.steps:
             score = self.run("score")
+            if score.shape != self.job.weight.shape:
+                name, came = self.steps["score"].name, list(score.shape)
+                raise MethodError(f"{self.job.name}: score step {name!r} gave shape {came}, expected the weight's")
             if not torch.isfinite(score).all():
                 raise NumericsError(f"{self.job.name}: its {self.steps['score'].name} scores hold NaN or infinity")
             self._data["score"] = score

@@ -135,6 +135,12 @@ _ROWS = (
         {"update": Step("sparsegpt")},
     ),
     Method(
+        "alps",
+        "Weights and mask together by ADMM, then exact least squares on the mask",
+        "ALPS, arXiv:2406.07831",
+        {"update": Step("alps")},
+    ),
+    Method(
         "dsnot",
         "Wanda's mask, then swaps that lower the expected output error",
         "DSnoT, arXiv:2310.08915",

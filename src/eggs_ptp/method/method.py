@@ -88,11 +88,6 @@ class BoundMethod:
             left = {"score": self.steps["score"], **left}
         return BoundMethod(self.method, left)
 
-    @property
-    def seeded(self) -> bool:
-        """Whether a seed can make a difference: calibration windows are drawn, or a step draws random numbers."""
-        return bool(self.statistics) or any("generator" in step.data for step in self.steps.values())
-
     def check_pattern(self, pattern: AnyPattern, name: str) -> None:
         """Refuse a pattern that a step cannot serve.
 

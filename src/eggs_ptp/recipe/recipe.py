@@ -89,7 +89,7 @@ class CalibrationSpec(_Table):
     """Where calibration tokens come from and how windows are cut from them.
 
     `text` is a file (text, JSON lines, Parquet, `.npy` token windows) or a data set of the hub; None is C4.
-    `seqlen` None is min(2048, the model's context). `statistics` "block" takes all statistics of a block before any of
+    `seqlen` None is min(2048, the model's context). `seed` draws the windows; None is the recipe's. `statistics` "block" takes all statistics of a block before any of
     its matrices is pruned, "group" takes them again before each group of matrices that read the same activation.
     `propagate` "pruned" feeds each block what the pruned blocks before it give, "dense" what the dense model gives.
 
@@ -100,6 +100,7 @@ class CalibrationSpec(_Table):
     text: Annotated[str, Field(min_length=1)] | None = None
     nsamples: Annotated[int, Field(ge=1)] = 128
     seqlen: Annotated[int, Field(ge=2)] | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
     sampling: Literal["packed", "documents"] = "packed"
     text_field: Annotated[str, Field(min_length=1)] = "text"
     statistics: Literal["block", "group"] = "block"

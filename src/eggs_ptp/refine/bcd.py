@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import violations
 from eggs_ptp.core.pattern import Pattern
-from eggs_ptp.errors import NumericsError, PatternError
+from eggs_ptp.errors import PatternError
 
 _MOST_PATTERNS = 20_000  # 8:16 has 12 870; each costs one sum per row and group
 _ELEMENTS = 1 << 22  # costs computed at a time: bounds the memory beside the matrix itself
@@ -52,20 +53,11 @@ def bcd(
         )
     if bad := violations(mask, pattern):
         raise PatternError(f"mask: expected {pattern}, but {bad} groups keep more; pass the pattern it was made for")
-    descent = _Descent(mask, weight, pattern, _damped(gram, damping), keep_floor)
+    descent = _Descent(mask, weight, pattern, damped(gram, damping), keep_floor)
     for _ in range(sweeps):
         if not descent.sweep():
             break
     return descent.mask()
-
-
-def _damped(gram: Tensor, damping: float) -> Tensor:
-    hessian = gram.clone() if gram.dtype == torch.float64 else gram.to(torch.float32, copy=True)
-    mean = hessian.diagonal().mean()
-    if not mean > 0:
-        raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
-    hessian.diagonal().add_(damping * mean)
-    return hessian
 
 
 class _Descent:

@@ -3,22 +3,6 @@
 import torch
 from torch import Tensor
 
-from eggs_ptp.errors import NumericsError
-
-
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """H = gram + damping * mean(diag gram) * I, in float32 at least.
-
-    Raises:
-        NumericsError: `gram` is zero or holds NaN.
-    """
-    hessian = gram.clone() if gram.dtype == torch.float64 else gram.to(torch.float32, copy=True)
-    mean = hessian.diagonal().mean()
-    if not mean > 0:
-        raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
-    hessian.diagonal().add_(damping * mean)
-    return hessian
-
 
 def row_losses(change: Tensor, hessian: Tensor) -> Tensor:
     """Loss d H d^T of each row d of `change` (out, in): (out,)."""

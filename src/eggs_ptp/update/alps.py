@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern
-from eggs_ptp.errors import MethodError
-from eggs_ptp.update._least_squares import damped, least_squares, row_losses
+from eggs_ptp.errors import MethodError, NumericsError
+from eggs_ptp.update._least_squares import least_squares, row_losses
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 _TOLERANCE = 1e-4  # of the final least squares, as in pcg
@@ -51,7 +52,7 @@ def alps(
     Raises:
         PatternError: the columns cannot be cut into groups of M.
         MethodError: more inputs than `widest`.
-        NumericsError: gram is zero.
+        NumericsError: gram is zero, or its eigenvalues were not found.
     """
     hessian = damped(gram, damping)
     dense = weight.to(hessian.dtype)
@@ -72,19 +73,31 @@ def alps(
     # Channels that never fired stand alone: the exact answer for them is known.
     at = torch.where(gram.diagonal() == 0, dense, sparse / scale)
     ends = [
-        least_squares(dense, kept, hessian, begin, iterations, _TOLERANCE)
+        (kept, least_squares(dense, kept, hessian, begin, iterations, _TOLERANCE))
         for kept, begin in ((start, dense), (support, at))
     ]
-    before, after = (row_losses(dense - end, hessian) for end in ends)
-    better = (after < before).unsqueeze(1)
-    return torch.where(better, ends[1], ends[0]), torch.where(better, support, start)
+    return _better(dense, hessian, *ends)
+
+
+def _better(
+    weight: Tensor, hessian: Tensor, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weight and mask, each row from the pair (mask, weight) that loses less there; `one` where they are even."""
+    before, after = (row_losses(weight - updated, hessian) for _, updated in (one, other))
+    takes = (after < before).unsqueeze(1)
+    return torch.where(takes, other[1], one[1]), torch.where(takes, other[0], one[0])
 
 
 def _admm(
     weight: Tensor, hessian: Tensor, sparse: Tensor, start: Tensor, pattern: AnyPattern, rho: float, rounds: int
 ) -> tuple[Tensor, Tensor]:
     """D and its support, (out, in), for a Hessian of unit diagonal; rows leave once their support stands still."""
-    values, vectors = torch.linalg.eigh(hessian)
+    try:
+        values, vectors = torch.linalg.eigh(hessian)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise NumericsError(
+            f"gram: its eigenvalues were not found ({error}); raise steps.update.damping, or take another update step"
+        ) from error
     result, support = sparse * start, start.clone()
     rows = torch.arange(len(weight), device=weight.device)
     penalty = torch.full((len(weight), 1), rho, dtype=weight.dtype, device=weight.device)

@@ -5,8 +5,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from eggs_ptp.core.linalg import damped
 from eggs_ptp.errors import MethodError
-from eggs_ptp.update._least_squares import damped, least_squares
+from eggs_ptp.update._least_squares import least_squares
 
 
 def pcg(
