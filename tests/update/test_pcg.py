@@ -66,7 +66,7 @@ def test_no_iteration_raises_any_rows_loss(out, width, tokens, share, dead, damp
     for iterations in (0, 1, 2, 3, 5, 20, 100):
         updated, _ = pcg(weight, mask, gram, iterations=iterations, damping=damping, tolerance=0.0)
         after = oracle.losses(weight, updated, hessian)
-        assert (after <= before + 1e-5 * size).all()
+        assert (after <= before + 5e-5 * size).all()  # float32, and a gram that may have rank 1
         assert (updated[~mask] == 0).all()
         assert torch.equal(updated[:, silent], (weight * mask)[:, silent])
         before = after

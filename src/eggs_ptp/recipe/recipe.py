@@ -89,9 +89,11 @@ class CalibrationSpec(_Table):
     """Where calibration tokens come from and how windows are cut from them.
 
     `text` is a file (text, JSON lines, Parquet, `.npy` token windows) or a data set of the hub; None is C4.
-    `seqlen` None is min(2048, the model's context). `seed` draws the windows; None is the recipe's. `statistics` "block" takes all statistics of a block before any of
-    its matrices is pruned, "group" takes them again before each group of matrices that read the same activation.
-    `propagate` "pruned" feeds each block what the pruned blocks before it give, "dense" what the dense model gives.
+    `seqlen` None is min(2048, the model's context). `seed` draws the windows; None is the recipe's.
+
+    `statistics` "block" takes all statistics of a block before any of its matrices is pruned, "group" takes them again
+    before each group of matrices that read the same activation. `propagate` "pruned" feeds each block what the pruned
+    blocks before it give, "dense" what the dense model gives.
 
     Raises:
         RecipeError: a value out of range or an unknown key; names the key.
