@@ -73,7 +73,7 @@ def test_any_norm_may_be_asked_for(p):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("p", -1), ("p", math.nan), ("p", "inf"), ("alpha", -0.5), ("alpha", math.inf), ("reweight", "s5")],
+    [("p", -1), ("p", math.nan), ("p", "infinite"), ("alpha", -0.5), ("alpha", math.inf), ("reweight", "s5")],
 )
 def test_other_values_are_refused(key, value):
     with pytest.raises(MethodError, match=rf"steps\.score\.{key}"):
