@@ -97,7 +97,8 @@ def main() -> None:
     from eggs_ptp.checkpoint.record import versions
     from eggs_ptp.method.catalogue import METHODS
 
-    rows = ["floor", *(given.methods.split(",") if given.methods else METHODS)]
+    defined, undefined = sort_out(given.methods.split(",") if given.methods else list(METHODS), given.pattern)
+    rows = ["floor", *defined]
     seen: dict[str, list[dict[str, object]]] = {row: [] for row in rows}
     with tempfile.TemporaryDirectory() as name:
         make_checkpoint(Path(name))
@@ -110,10 +111,31 @@ def main() -> None:
                 seen[row].append(json.loads(done.stdout.strip().splitlines()[-1]))
     record = summarise(seen)
     print_table(record)
+    if undefined:
+        print(f"not defined for {given.pattern}: {', '.join(undefined)}")
     if given.record:
         whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": given.rounds}
         given.record.parent.mkdir(parents=True, exist_ok=True)
-        given.record.write_text(json.dumps({**whole, "pattern": given.pattern, "rows": record}, indent=1) + "\n")
+        whole |= {"pattern": given.pattern, "not_defined": undefined, "rows": record}
+        given.record.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def sort_out(methods: list[str], pattern: str) -> tuple[list[str], list[str]]:
+    """Methods that the pattern is defined for, and those that it is not."""
+    from eggs_ptp.core.pattern import parse_pattern
+    from eggs_ptp.errors import PatternError
+    from eggs_ptp.method.catalogue import find_method
+
+    parsed = parse_pattern(pattern)
+    defined, undefined = [], []
+    for name in methods:
+        try:
+            find_method(name).bind().check_pattern(parsed, "--pattern")
+        except PatternError:
+            undefined.append(name)
+        else:
+            defined.append(name)
+    return defined, undefined
 
 
 def summarise(seen: dict[str, list[dict]]) -> dict[str, dict]:

@@ -90,6 +90,7 @@ def readings() -> str:
     for label, found in record["rows"].items():
         blocks = f"{min(found['B'])} to {max(found['B'])}" if found["B"] else ""
         mean, spread = statistics.mean(found["perplexity"]), statistics.stdev(found["perplexity"])
+        label = label.replace("ria_cp", "ria_cp, which is eggs at B=0", 1)
         lines.append(f"| {label} | {mean:.2f} | {spread:.2f} | {blocks} |")
     found = record["versions"]
     made = f"Made by `{record['command']}` (torch {found['torch']}, transformers {found['transformers']})."

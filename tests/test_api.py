@@ -7,12 +7,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import eggs_ptp
 from eggs_ptp import api
 from eggs_ptp.engine import run
-from eggs_ptp.errors import CalibrationError, CheckpointError, EggsError, ModelError, PatternError, RecipeError
+from eggs_ptp.errors import (
+    CalibrationError,
+    CheckpointError,
+    EggsError,
+    ModelError,
+    NumericsError,
+    PatternError,
+    RecipeError,
+)
 from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe
 
 
@@ -145,7 +153,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here, so asking for one is no error")
 def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
     with pytest.raises(ModelError, match=r"device 'cuda' cannot be used here \(.*\); see eggs doctor") as caught:
-        api.prune(str(tiny()), tmp_path / "out", device="cuda")
+        api.prune(str(tiny()), tmp_path / "out", method="magnitude", device="cuda")
     assert "\n" not in str(caught.value)
 
 
@@ -201,3 +209,35 @@ def test_the_built_in_text_belongs_to_the_demo_and_what_was_made_from_it(tiny, t
     other = shutil.copytree(folder, tmp_path / "other")
     with pytest.raises(CalibrationError, match="wikitext"):
         api.evaluate(other)
+
+
+def test_the_source_survives_the_run(tiny, tmp_path):
+    source = shutil.copytree(tiny(), tmp_path / "model")
+    for output in (source, source / "inside" / "it"):
+        with pytest.raises(CheckpointError, match="lies in the model's own folder"):
+            api.prune(str(source), output, method="magnitude", overwrite=True)
+    assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in tiny().iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.1.input_layernorm.weight"])
+def test_what_is_taken_over_must_be_finite(tiny, tmp_path, name):
+    source = shutil.copytree(tiny(), tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors[name][0] = float("nan")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericsError, match=f"^{re.escape(name)}: the weight holds NaN or infinity"):
+        api.prune(str(source), tmp_path / "out", method="magnitude")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["missing.txt", "folder", "a/b.txt"])
+def test_a_text_that_cannot_be_there_is_refused_before_the_model_is_built(tiny, tmp_path, monkeypatch, text):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "load_skeleton", lambda *_, **__: pytest.fail("the model was built"))
+    for verb in (
+        lambda **given: api.plan(str(tiny()), **given),
+        lambda **given: api.prune(str(tiny()), "out", **given),
+    ):
+        with pytest.raises(CalibrationError, match=r"^calibration\.text: "):
+            verb(method="wanda", calibration=text)

@@ -10,7 +10,7 @@ import torch
 
 from eggs_ptp.calibration.documents import read_documents
 from eggs_ptp.calibration.hub import hub_documents
-from eggs_ptp.calibration.windows import Windows, calibration_windows
+from eggs_ptp.calibration.windows import Windows, calibration_windows, check_source
 from eggs_ptp.checkpoint.card import write_card
 from eggs_ptp.checkpoint.draft import Draft
 from eggs_ptp.checkpoint.record import RunRecord
@@ -22,8 +22,9 @@ from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
 from eggs_ptp.engine.run import BlockResult, Inputs, Run
 from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.shared import Shared as Shared
 from eggs_ptp.engine.usage import MemoryWatch
-from eggs_ptp.errors import CalibrationError, RecipeError
+from eggs_ptp.errors import CalibrationError, CheckpointError, RecipeError
 from eggs_ptp.evaluation.perplexity import Perplexity, Protocol, perplexity
 from eggs_ptp.models.folder import find_folder, read_config
 from eggs_ptp.models.load import Skeleton, load_model, load_skeleton, load_tokenizer
@@ -50,10 +51,11 @@ def plan(
     """
     where, kind = find_device(device), find_dtype(dtype)
     folder = _folder(model, revision)
+    asked = _recipe(model, recipe, settings)
+    if asked.calibration.text is not None:
+        _check_source(asked)
     skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
-    return plan_run(
-        skeleton, Shards(folder, ties=skeleton.ties), _recipe(model, recipe, settings), device=where, dtype=kind
-    )
+    return plan_run(skeleton, Shards(folder, ties=skeleton.ties), asked, device=where, dtype=kind)
 
 
 def prune(
@@ -85,6 +87,8 @@ def prune(
     with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite) as draft:
         asked = _recipe(model, recipe, settings)
         folder = _folder(model, revision)
+        _check_apart(Path(output), folder)
+        _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
         decided = plan_run(skeleton, shards, asked, device=find_device(device), dtype=find_dtype(dtype))
@@ -105,6 +109,8 @@ def prune(
             output=str(output),
         )
         orders = _write_blocks(run, inputs, draft, record)
+        pruned = {f"{matrix['name']}.weight" for matrix in record.matrices}
+        record.untouched = {name: shards.sha256(name) for name in shards.names if name not in pruned}
         memory.look()
         record.seconds = time.perf_counter() - start
         record.stages = run.stages.seconds
@@ -141,30 +147,6 @@ def _write_blocks(run: Run, inputs: Inputs | None, draft: Draft, record: RunReco
 
     run.blocks(inputs, keep)
     return orders
-
-
-class Shared:
-    """What runs on one model have in common whatever the method: calibration windows, and the first block's inputs."""
-
-    def __init__(self) -> None:
-        self._drawn: tuple[Any, ...] = ()
-        self._windows: Windows | None = None
-        self._key: tuple[str, ...] = ()
-        self._inputs: Inputs | None = None
-
-    def windows(self, folder: Path, recipe: Recipe, decided: Plan, draw: Callable[[], Windows]) -> Windows:
-        """The calibration windows, drawn once for the same model, text, length and seed."""
-        key = (folder, repr(recipe.calibration), decided.seqlen, recipe.seed)
-        if self._windows is None or key != self._drawn:
-            self._drawn, self._windows = key, draw()
-        return self._windows
-
-    def inputs(self, run: Run, windows: Windows) -> Inputs:
-        """The inputs of the first block, taken once for the same model, windows, type and device."""
-        key = (str(run.skeleton.folder), windows.digest, str(run.dtype), str(run.device))
-        if self._inputs is None or key != self._key:
-            self._key, self._inputs = key, run.inputs(windows)
-        return self._inputs.copy()
 
 
 def find(model: str) -> Path:
@@ -268,6 +250,19 @@ def _recipe(model: str, recipe: Recipe | None, settings: dict[str, Any]) -> Reci
     if model != DEMO or asked.calibration.text is not None:
         return asked
     return asked.model_copy(update={"calibration": asked.calibration.model_copy(update={"text": DEMO})})
+
+
+def _check_source(asked: Recipe) -> None:
+    """Refuse a calibration text that cannot be there, where a method wants one, before any model is built."""
+    methods = [asked.bound(), *(asked.bound(rule) for rule in asked.targets if not rule.skip)]
+    if any(method.statistics for method in methods) and asked.calibration.text != DEMO:
+        check_source(asked.calibration.text)
+
+
+def _check_apart(output: Path, folder: Path) -> None:
+    """Refuse to write into the source: it must survive the run."""
+    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
+        raise CheckpointError(f"{output}: lies in the model's own folder {folder}; write to another one")
 
 
 def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:

@@ -171,4 +171,4 @@ def test_parquet_without_the_column(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = written(tmp_path / "a.parquet", "PAR1")
-    assert "needs pyarrow; pip install 'eggs-ptp[data]'" in refusal(path)
+    assert "needs pyarrow; pip install pyarrow" in refusal(path)

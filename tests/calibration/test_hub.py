@@ -60,7 +60,7 @@ def test_without_datasets(monkeypatch):
     with pytest.raises(CalibrationError) as caught:
         hub_documents("allenai/c4", whole=False)
     assert str(caught.value) == (
-        "the text allenai/c4 is on the hub and needs the package 'datasets'; pip install 'eggs-ptp[data]', or "
+        "the text allenai/c4 is on the hub and needs the package 'datasets'; pip install datasets, or "
         "pass --calibration FILE with a text of yours (.txt, .jsonl, .parquet)"
     )
 

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 import pytest
 
@@ -77,6 +78,27 @@ def test_a_file_describes_the_whole_comparison(compare, tmp_path, tiny):
     )
 
 
+def test_flags_lie_over_the_evaluation_of_the_file(eggs, tiny, text_file, tmp_path):
+    file = tmp_path / "table.toml"
+    rows = [json.dumps({"body": "a text that is not long"}) for _ in range(4)]
+    texts = tmp_path / "held.jsonl"
+    texts.write_text("\n".join(rows))
+    file.write_text(
+        'method = "magnitude"\n[evaluation]\n'
+        f'text = "{texts}"\ntext_field = "body"\nprotocol = "documents"\nseqlen = 64\nmax_windows = 3\n'
+    )
+
+    def evaluated(*flags):
+        found = eggs("compare", tiny(), "--recipe", file, "--json", *flags).json
+        assert len(found["records"]) == 1
+        dense = found["dense"]["evaluation"]
+        return [dense[key] for key in ("protocol", "seqlen", "windows")]
+
+    assert evaluated() == ["documents", 64, 3]
+    assert evaluated("--eval-seqlen", 32, "--max-windows", 2, "--seqlen", 16) == ["documents", 32, 2]
+    assert evaluated("--text", text_file, "--protocol", "packed", "--text-field", "text") == ["packed", 64, 3]
+
+
 def test_a_run_that_fails_is_exit_code_2_after_the_table(compare, tmp_path):
     ran = compare("--methods", "magnitude", "--patterns", "2:4,3:5", "-o", tmp_path / "records")
     assert ran.code == 2
@@ -122,6 +144,7 @@ def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
         (("--recipe", "table-3", "--patterns", "2:4"), "--patterns: the rows or columns of"),
         (("--set", "steps.score.alhpa=1"), "did you mean 'alpha'"),
         (("--format", "html"), "--format"),
+        (("--eval-seqlen", "1"), "--eval-seqlen"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_model_is_read(compare, monkeypatch, given, message):

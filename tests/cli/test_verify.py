@@ -41,7 +41,7 @@ def test_names_what_fails_and_exits_with_1(eggs, spoilt, tiny):
     assert (ran.code, ran.err) == (1, "")
     words = " ".join(ran.out.split())
     assert f"{TOUCHED} 1 FAILED 8 of 128 groups keep more than 2:4" in words
-    assert f"2 of 19 checks failed: {TOUCHED}, kept weights" in words
+    assert f"2 of 20 checks failed: {TOUCHED}, kept weights" in words
 
 
 def test_as_json(eggs, spoilt):

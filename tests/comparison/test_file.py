@@ -79,6 +79,19 @@ def test_arguments_take_the_place_of_what_the_file_says(written):
     assert read_comparison(path, ["calibration.nsamples=8"]).recipe.calibration.nsamples == 8
 
 
+def test_a_file_says_how_results_are_evaluated(written):
+    evaluation = 'text = "a.jsonl"\ntext_field = "body"\nprotocol = "documents"\nseqlen = 64\nmax_windows = 3\n'
+    assert read_comparison(written(f"{GOOD}[evaluation]\n{evaluation}")).evaluation == {
+        "text": "a.jsonl",
+        "text_field": "body",
+        "protocol": "documents",
+        "seqlen": 64,
+        "max_windows": 3,
+    }
+    assert read_comparison(written(f"{GOOD}[evaluation]\nseqlen = 64\n")).evaluation == {"seqlen": 64}
+    assert read_comparison(written(GOOD)).evaluation == read_comparison().evaluation == {}
+
+
 def test_methods_are_joined_by_plus():
     (row,) = read_comparison(methods=["wanda + DSnoT"]).rows
     assert row.labels == ("wanda+dsnot",)
@@ -147,6 +160,12 @@ def test_search_draws_rows(written):
         ('columns = [{ label = "x" }]\npatterns = ["2:4"]', "give patterns or columns, not both"),
         ('[[columns]]\nlabel = "x"\nseeds = 2', "line 1, columns[0]: seeds: a column has no seeds"),
         ('[[columns]]\nlabel = ["x", "y"]', "line 1, columns[0]: label: a column has one label"),
+        ("[evaluation]\nmax_window = 3", "evaluation.max_window: unknown key, did you mean 'max_windows'"),
+        ("[evaluation]\nprotocol = 'loose'", "evaluation.protocol: expected 'packed' or 'documents', came 'loose'"),
+        ("[evaluation]\nseqlen = 1", "evaluation.seqlen: expected"),
+        ("[evaluation]\nmax_windows = 0", "evaluation.max_windows: expected"),
+        ("evaluation = 3", "table.toml: evaluation: expected a table, came 3"),
+        ("[evalution]\nseqlen = 8", "unknown key 'evalution', did you mean 'evaluation'?"),
         ("[[search]]\ndraws = 3", "line 1, search[0]: choices: is missing"),
         (
             '[[search]]\ndraws = 3\n[search.choices]\npattern = ["2:4"]',
@@ -191,3 +210,4 @@ def test_the_files_of_the_page_are_comparisons(written):
     assert len(list(first.cells())) == 2 * (3 + 5)
     assert {cell.recipe.steps["score"]["alpha"] for cell in first.cells()} == {0.5, 1}
     assert len(search.rows) == 4
+    assert (first.evaluation["text"], first.evaluation["seqlen"], search.evaluation) == ("heldout.jsonl", 1024, {})

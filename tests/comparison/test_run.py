@@ -7,6 +7,7 @@ from eggs_ptp.calibration import windows
 from eggs_ptp.comparison.file import read_comparison
 from eggs_ptp.comparison.run import compare
 from eggs_ptp.engine import run as engine
+from eggs_ptp.engine.shared import Shared
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
 
 
@@ -67,18 +68,16 @@ def test_what_it_finds_is_what_prune_and_evaluate_find(tiny, grid, evaluation, t
             assert record["density"] == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("changed", ["statistics=group", "propagate=dense"])
 def test_sharing_the_dense_inputs_and_the_windows_changes_no_bit(
-    tiny, grid, evaluation, monkeypatch, tmp_path, propagate
+    tiny, grid, evaluation, monkeypatch, tmp_path, changed
 ):
-    asked = grid(
-        "wanda ria eggs", "2:4", [f"calibration.propagate={propagate}", "calibration.statistics=group"], seeds=2
-    )
+    asked = grid("wanda ria eggs", "2:4", [f"calibration.{changed}"], seeds=2)
     captures, drawn = [], []
     capture, tokenise = engine.capture, windows.tokenise
     monkeypatch.setattr(engine, "capture", lambda *given: captures.append(given) or capture(*given))
     monkeypatch.setattr(windows, "tokenise", lambda *given: drawn.append(given) or tokenise(*given))
-    shared = api.Shared()
+    shared = Shared()
     for place, cell in enumerate(asked.cells()):
         outs = [tmp_path / f"{place}-{kind}" for kind in ("alone", "shared")]
         alone = api.prune(str(tiny()), outs[0], cell.recipe)
@@ -134,6 +133,23 @@ def test_broken_records_are_done_again_and_changed_runs_are_others(tiny, grid, e
     compare(grid("magnitude", "0.5"), str(tiny()), **{**settings, "max_windows": 4})
     compare(grid("magnitude", "0.5"), str(tiny(seed=1)), **settings)
     assert (len(counted["prune"]), len(counted["evaluate"])) == (5, 9)
+
+
+def test_the_evaluation_is_the_grids_where_no_argument_says_otherwise(tiny, tmp_path, text_file):
+    path = tmp_path / "table.toml"
+    path.write_text(
+        f'method = "magnitude"\n[evaluation]\ntext = "{text_file}"\nprotocol = "packed"\nseqlen = 32\nmax_windows = 3\n'
+    )
+    grid = read_comparison(path)
+    found = compare(grid, str(tiny()))
+    expected = api.evaluate(tiny(), str(text_file), seqlen=32, max_windows=3)
+    (record,) = found.records[("magnitude",), "2:4"]
+    assert found.dense["perplexity"] == expected.value
+    assert {(entry["evaluation"]["seqlen"], entry["evaluation"]["windows"]) for entry in (found.dense, record)} == {
+        (32, 3)
+    }
+    dense = compare(grid, str(tiny()), seqlen=16, max_windows=5).dense
+    assert dense["perplexity"] == api.evaluate(tiny(), str(text_file), seqlen=16, max_windows=5).value
 
 
 def test_a_run_that_fails_is_remarked_and_the_others_are_run(tiny, grid, evaluation, monkeypatch, tmp_path):

@@ -29,7 +29,7 @@ def test_a_round_trip_takes_one_bit_a_weight(tmp_path):
     ],
     ids=["bool", "float", "packed rows", "packed flat"],
 )
-@pytest.mark.parametrize("key", ["a", "a.weight", "a.mask"])
+@pytest.mark.parametrize("key", ["a", "a.weight", "a.mask", "a.weight.mask"])
 def test_every_form_is_read(tmp_path, array, key):
     np.savez(tmp_path / "m.npz", **{key: array})
     assert torch.equal(MaskFile(tmp_path / "m.npz").read("a", 6, 20), MASK)
@@ -74,13 +74,20 @@ def test_a_given_mask_that_keeps_more_than_the_pattern_is_refused(tiny, tmp_path
 
 
 def test_only_the_steps_that_are_left_ask_for_statistics(tiny, tmp_path, text_file):
-    masks = {
-        f"model.layers.{block}.{path}": torch.ones(shape, dtype=torch.bool)
-        for block in range(2)
-        for path, shape in {"self_attn.q_proj": (32, 32)}.items()
-    }
+    masks = {f"model.layers.{block}.self_attn.q_proj": torch.eye(32, dtype=torch.bool) for block in range(2)}
     save_file(masks, tmp_path / "m.safetensors")
     settings = {"mask": str(tmp_path / "m.safetensors"), "pattern": "0.5", "include": ("*.q_proj",)}
     record = prune(str(tiny()), tmp_path / "two", method="wanda", **settings)
     assert record.calibration is None
-    assert [matrix["density"] for matrix in record.matrices] == [1.0, 1.0]
+    assert [matrix["density"] for matrix in record.matrices] == [1 / 32, 1 / 32]
+    assert {matrix["mask"] for matrix in record.matrices} == {str(tmp_path / "m.safetensors")}
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert "wanda" not in card
+    assert "masks of `m.safetensors`" in card
+
+
+def test_a_given_mask_that_keeps_more_than_the_ratio_is_refused(tiny, tmp_path):
+    save_file({"model.layers.0.self_attn.q_proj": torch.ones(32, 32, dtype=torch.bool)}, tmp_path / "m.safetensors")
+    settings = {"mask": str(tmp_path / "m.safetensors"), "include": ("*.0.*.q_proj",)}
+    with pytest.raises(EggsError, match=r"q_proj: the given mask keeps 1\.0000 of the weights, more than 0\.5 allows"):
+        prune(str(tiny()), tmp_path / "two", method="magnitude", pattern="0.5", **settings)

@@ -80,3 +80,19 @@ def test_a_row_after_a_plus_brings_all_its_steps():
 def test_an_unknown_method_is_named_with_the_nearest(name, message):
     with pytest.raises(MethodError, match=re.escape(message)):
         find_method(name)
+
+
+def test_a_preset_keeps_its_options_when_it_is_joined_further():
+    joined = find_method("wanda+r2dsnot+sparsegpt")
+    assert joined.steps["refine"] == METHODS["wanda+r2_dsnot"].steps["refine"]
+    assert joined.steps["update"].name == "sparsegpt"
+
+
+@pytest.mark.parametrize("name", ["magnitude+dsnot", "ria+dsnot", "magnitude+r2_dsnot"])
+def test_refining_by_swaps_within_rows_starts_from_rows(name):
+    assert find_method(name).bind().steps["select"].options["group"] == "row"
+
+
+def test_a_score_that_nothing_reads_is_refused():
+    with pytest.raises(MethodError, match=r"^steps\.score: nothing in 'sparsegpt\+wanda' reads the score of 'wanda'"):
+        find_method("sparsegpt+wanda").bind()

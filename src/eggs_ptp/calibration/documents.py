@@ -144,9 +144,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise CalibrationError(
-            f"{path}: Parquet needs pyarrow; pip install 'eggs-ptp[data]', or give .jsonl or .txt"
-        ) from None
+        raise CalibrationError(f"{path}: Parquet needs pyarrow; pip install pyarrow, or give .jsonl or .txt") from None
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

@@ -44,7 +44,7 @@ def hub_documents(
         import datasets
     except ImportError:
         raise CalibrationError(
-            f"the text {name} is on the hub and needs the package 'datasets'; pip install 'eggs-ptp[data]', or {remedy}"
+            f"the text {name} is on the hub and needs the package 'datasets'; pip install datasets, or {remedy}"
         ) from None
     owner_and_name, _, config = name.partition(":")
     files = {"data_files": {"train": _C4_SHARD}} if name == C4 else {}

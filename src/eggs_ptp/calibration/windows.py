@@ -1,6 +1,7 @@
 """Documents to token windows."""
 
 import hashlib
+import importlib.util
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,6 +128,28 @@ def consecutive_windows(tokens: Tensor, seqlen: int, limit: int | None = None, s
     _check_length(source, tokens.numel(), seqlen)
     windows = tokens[: tokens.numel() // seqlen * seqlen].view(-1, seqlen)
     return windows if limit is None else windows[:limit]
+
+
+def check_source(text: str | None) -> None:
+    """Refuse early what cannot be a calibration text; whether the hub gives a data set shows when it is asked.
+
+    Raises:
+        CalibrationError: no such file, a folder, or a data set of the hub without the package that reads it.
+    """
+    name = C4 if text is None else text
+    if Path(name).is_dir():
+        raise CalibrationError(f"calibration.text: {name} is a folder, expected a file")
+    if Path(name).exists():
+        return
+    if not is_hub_name(name) or Path(name).suffix:
+        raise CalibrationError(
+            f"calibration.text: there is no file {name}; data sets of the hub are named owner/name, such as {C4}"
+        )
+    if importlib.util.find_spec("datasets") is None:
+        raise CalibrationError(
+            f"calibration.text: {name} is a data set of the hub, which needs the package 'datasets' (pip install "
+            "datasets); or pass --calibration FILE with a text (.txt, .jsonl, .parquet) or token windows (.npy)"
+        )
 
 
 def _documents(spec: Spec, tokenizer: Tokenizer, builtin: Sequence[str] | None) -> tuple[str, Sequence[str]]:

@@ -16,6 +16,12 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
     weights = sum(_size(matrix) for matrix in record.matrices)
     errors = [matrix["output_error"] for matrix in record.matrices if matrix["output_error"] is not None]
     permuted = sum(matrix["permuted"] for matrix in record.matrices)
+    how = f"One-shot pruning with **{', '.join(methods)}**"
+    if given := record.recipe.get("mask"):
+        methods, how = (
+            ["given masks"],
+            f"Pruned with the masks of `{Path(given).name}`, and what `eggs.json` says ran on them,",
+        )
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if base.count("/") == 1 and not Path(base).expanduser().exists():
         front.append(f"base_model: {base}")
@@ -26,7 +32,7 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
         "",
         f"# {Path(base).name}, pruned to {' and '.join(patterns)}",
         "",
-        f"One-shot pruning with **{', '.join(methods)}** by eggs-ptp {versions()['eggs-ptp']}. N:M keeps N of every M "
+        f"{how} by eggs-ptp {versions()['eggs-ptp']}. N:M keeps N of every M "
         "consecutive inputs of a row. The weights are stored dense with zeros, so every tool that loads the base "
         f"model ({config.get('model_type')}) loads this one; it is neither smaller nor faster until it is packed.",
         "",

@@ -100,7 +100,7 @@ class Draft:
         total = sum(shards.bytes(name) for name in shards.names)
         if total <= _ONE_FILE:
             tensors = {name: part.read(name) for part in parts.values() for name in part.names}
-            tensors.update({name: shards.read(name) for name in rest})
+            tensors.update({name: shards.read_sound(name) for name in rest})
             save_tensors(tensors, self.folder / "model.safetensors")
             for path in blocks:
                 path.unlink()
@@ -112,16 +112,16 @@ class Draft:
             where.update(dict.fromkeys(parts[path].names, target))
             path.rename(self.folder / target)
         target = f"model-{count:05d}-of-{count:05d}.safetensors"
-        save_tensors({name: shards.read(name) for name in rest}, self.folder / target)
+        save_tensors({name: shards.read_sound(name) for name in rest}, self.folder / target)
         where.update(dict.fromkeys(rest, target))
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
     def _move(self) -> None:
         aside = self.folder.with_name(f"{self.folder.name}.old")
-        if self.output.exists():
-            self.output.rename(aside)
         try:
+            if self.output.exists():
+                self.output.rename(aside)
             self.folder.rename(self.output)
         except BaseException:  # an interruption here must not lose the previous output either
             if aside.exists():

@@ -13,10 +13,12 @@ _VERSIONS = ("eggs-ptp", "torch", "transformers", "safetensors", "numpy", "scipy
 class RunRecord:
     """The recipe, where it ran, and one record a matrix.
 
-    A matrix's record has its name, shape, pattern, method, density (share of weights kept), `permuted` (its order
-    is in `eggs/orders.safetensors`), `updated` (kept weights were changed too), `output_error`
-    (||X (W - W')^T||^2 / ||X W^T||^2 over about 256 calibration tokens; null without calibration), seconds (of its
-    reader group, divided evenly) and whatever its steps noted, such as B.
+    `untouched` has the SHA-256 of every tensor that was taken over as it was.
+
+    A matrix's record has its name, shape, pattern, method, density (share of weights kept), nonzero (how many of them
+    are not zero themselves), `permuted` (its order is in `eggs/orders.safetensors`), `updated` (kept weights were
+    changed too), `output_error` (||X (W - W')^T||^2 / ||X W^T||^2 over about 256 calibration tokens; null without
+    calibration), seconds (of its reader group, divided evenly) and whatever its steps noted, such as B.
     """
 
     source: dict[str, Any]
@@ -26,6 +28,7 @@ class RunRecord:
     device: str
     dtype: str
     matrices: list[dict[str, Any]] = field(default_factory=list)
+    untouched: dict[str, str] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -48,6 +51,7 @@ class RunRecord:
             "peak_memory_bytes": self.peak_memory_bytes,
             "baseline_memory_bytes": self.baseline_memory_bytes,
             "matrices": self.matrices,
+            "untouched": self.untouched,
         }
 
 

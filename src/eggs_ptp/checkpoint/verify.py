@@ -50,7 +50,10 @@ class Verification:
 
 
 def verify_folder(folder: Path, against: Path | None = None, pattern: str | None = None) -> Verification:
-    """Check every group, the densities, ties, finite values and, with `against`, everything that had to stay.
+    """Check every group, the densities, ties, finite values, and every tensor that had to stay.
+
+    These are compared with the hashes that the record has of them, and with `against` the source itself, which shows
+    too whether kept weights are what they were.
 
     A folder without `eggs.json` (made by another tool) can be checked for a `pattern` in its block linears.
 
@@ -65,6 +68,7 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
         raise CheckpointError(f"{folder}: no matrix is recorded or recognised as pruned, so there is nothing to check")
     orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
     checks = [*_matrix_checks(shards, matrices, orders), _finite(shards), _ties(config, shards)]
+    checks.append(_untouched(folder, shards, {f"{matrix['name']}.weight" for matrix in matrices}))
     if against is not None:
         source = Shards(against)
         checks += _unchanged(shards, source, {f"{matrix['name']}.weight": matrix for matrix in matrices})
@@ -128,7 +132,11 @@ def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shard
                 yield Check(name, False, f"its order in {ORDERS} is not a permutation of {weight.shape[1]} channels")
                 continue
             weight = weight[:, order]
-        yield _pattern_check(name, weight, parse_pattern(str(matrix["pattern"])), matrix["density"])
+        check = _pattern_check(name, weight, parse_pattern(str(matrix["pattern"])), matrix["density"])
+        expected, found = matrix.get("nonzero"), int(weight.count_nonzero())
+        if check.ok and expected is not None and found != expected:
+            check = Check(name, False, f"{found} weights are not zero, recorded were {expected}")
+        yield check
 
 
 def _pattern_check(name: str, weight: Tensor, pattern: AnyPattern, density: float | None) -> Check:
@@ -145,6 +153,18 @@ def _pattern_check(name: str, weight: Tensor, pattern: AnyPattern, density: floa
     if share > limit + 1.0 / weight.numel():
         return Check(name, False, f"{share:.6f} of the weights are non-zero, expected at most {limit:.6f}")
     return Check(name, True, f"{pattern}, {share:.4f} non-zero")
+
+
+def _untouched(folder: Path, shards: Shards, pruned: set[str]) -> Check:
+    """Head, embeddings, norms and whatever else was not pruned, against their recorded hashes."""
+    name = "untouched tensors"
+    if not (folder / MANIFEST).exists():
+        return Check(name, True, "not recorded; --against compares them with the source")
+    recorded: dict[str, str] = read_manifest(folder).get("untouched", {})
+    if names := set(shards.names) - pruned ^ recorded.keys():
+        return Check(name, False, f"only in the record or only in the folder: {', '.join(sorted(names))}")
+    changed = [tensor for tensor, digest in sorted(recorded.items()) if shards.sha256(tensor) != digest]
+    return Check(name, not changed, f"changed: {', '.join(changed)}" if changed else f"{len(recorded)} as recorded")
 
 
 def _finite(shards: Shards) -> Check:

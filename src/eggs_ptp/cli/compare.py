@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -47,8 +47,12 @@ File = Annotated[
     ),
 ]
 Text = Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
-TextField = Annotated[str, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+TextField = Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
 Scored = Annotated[Protocol | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+EvalSeqLen = Annotated[
+    int | None,
+    typer.Option("--eval-seqlen", min=2, help="--seqlen of eggs evaluate.", rich_help_panel=_EVALUATION),
+]
 MaxWindows = Annotated[int | None, typer.Option(min=1, help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
 Records = Annotated[
     Path | None,
@@ -67,8 +71,9 @@ def compare(
     nsamples: flags.NSamples = None,
     seqlen: flags.SeqLen = None,
     text: Text = None,
-    text_field: TextField = "text",
+    text_field: TextField = None,
     protocol: Scored = None,
+    eval_seqlen: EvalSeqLen = None,
     max_windows: MaxWindows = None,
     output: Records = None,
     format_: Annotated[Format, typer.Option("--format", help="Of the table.")] = Format.text,
@@ -100,16 +105,21 @@ def compare(
             elif not json:
                 line(f"compare: {done}/{total} {what}", stderr=True)
 
-        evaluation: dict[str, Any] = {
-            "text": text,
-            "text_field": text_field,
-            "protocol": protocol.value if protocol else None,
-            "max_windows": max_windows,
-        }
-        found = run(grid, model, **evaluation, device=device, dtype=dtype.value, records=output, progress=tell)
+        found = run(
+            grid,
+            model,
+            text=text,
+            text_field=text_field,
+            protocol=protocol.value if protocol else None,
+            seqlen=eval_seqlen,
+            max_windows=max_windows,
+            device=device,
+            dtype=dtype.value,
+            records=output,
+            progress=tell,
+        )
     print_json(found.to_dict()) if json else _print(found, format_)
-    if found.failed:
-        raise typer.Exit(2)
+    raise typer.Exit(2 if found.failed else 0)
 
 
 def _print(found: "Comparison", how: Format) -> None:

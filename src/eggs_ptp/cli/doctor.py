@@ -122,14 +122,14 @@ def _datasets() -> tuple[str, bool, str]:
     return (
         "datasets",
         False,
-        "no texts from the hub, so --calibration and --text must name files; pip install 'eggs-ptp[data]'",
+        "no texts from the hub, so --calibration and --text must name files; pip install datasets",
     )
 
 
 def _pyarrow() -> tuple[str, bool, str]:
     if _installed("pyarrow"):
         return "pyarrow", True, "Parquet files as text"
-    return "pyarrow", False, "no Parquet files as text; pip install 'eggs-ptp[data]'"
+    return "pyarrow", False, "no Parquet files as text; pip install pyarrow"
 
 
 def _demo() -> tuple[str, bool, str]:

@@ -35,6 +35,7 @@ def prune(
 ) -> None:
     """Prune a model and write it as a Hugging Face folder that loads everywhere."""
     from eggs_ptp import api
+    from eggs_ptp.checkpoint.draft import Draft
     from eggs_ptp.cli.plan import summary
     from eggs_ptp.cli.terminal import Progress, line, print_json
 
@@ -57,6 +58,7 @@ def prune(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
     }
+    Draft(output, overwrite=overwrite)  # refused before anything is said about what will be done
     if not json:
         line("\n".join(summary(model, api.plan(model, asked, **where))), stderr=True)
     with Progress("prune", quiet=json) as progress:

@@ -1,4 +1,4 @@
-"""Comparison files: TOML with rows, columns and seeds beside the keys of a recipe. The papers' tables ship as such."""
+"""Comparison files: rows, columns, seeds and evaluation beside a recipe's keys. The papers' tables ship as such."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from eggs_ptp.comparison.grid import Column, Grid, Labels, Row
 from eggs_ptp.comparison.search import drawn_rows
 from eggs_ptp.core.pattern import parse_pattern
 from eggs_ptp.errors import MethodError, PatternError, RecipeError
+from eggs_ptp.evaluation.perplexity import Protocol
 from eggs_ptp.method.catalogue import find_method
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.recipe.problem import problems
@@ -48,6 +49,16 @@ class _Search(_Entry):
     choices: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
+class _Evaluation(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    text: str | None = None
+    text_field: str | None = None
+    protocol: Protocol | None = None
+    seqlen: Annotated[int, Field(ge=2)] | None = None
+    max_windows: Annotated[int, Field(ge=1)] | None = None
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -58,6 +69,7 @@ class _File(BaseModel):
     seeds: _Seeds = 3
     rows: list[_Entry] = []
     search: list[_Search] = []
+    evaluation: _Evaluation = _Evaluation()
 
 
 def shipped() -> tuple[str, ...]:
@@ -115,6 +127,7 @@ def read_comparison(
         seeds or given.seeds,
         ("method",) if methods is not None else tuple(given.heads),
         given.title,
+        given.evaluation.model_dump(exclude_none=True),
     )
 
 

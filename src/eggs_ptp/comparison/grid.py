@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,8 @@ class Cell:
 class Grid:
     """Rows x columns x seeds over a common recipe, whose seed is the first; `heads` stand above the rows' labels.
 
+    `evaluation` has arguments of `api.evaluate`, where they are not its defaults.
+
     Raises:
         RecipeError: labels that occur twice, or not as many as there are heads; changes that make no recipe; no run.
     """
@@ -61,6 +63,7 @@ class Grid:
     seeds: int = 3
     heads: Labels = ("method",)
     title: str = ""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -11,6 +11,7 @@ from eggs_ptp.comparison.grid import Cell, Grid, Place
 from eggs_ptp.comparison.record import identity, read_record, write_record
 from eggs_ptp.comparison.result import Comparison
 from eggs_ptp.engine.place import find_device
+from eggs_ptp.engine.shared import Shared
 from eggs_ptp.errors import CheckpointError, EggsError
 from eggs_ptp.evaluation.perplexity import Protocol
 
@@ -22,7 +23,7 @@ def compare(
     model: str,
     *,
     text: str | None = None,
-    text_field: str = "text",
+    text_field: str | None = None,
     protocol: Protocol | None = None,
     seqlen: int | None = None,
     max_windows: int | None = None,
@@ -33,19 +34,17 @@ def compare(
 ) -> Comparison:
     """Run every cell of the grid on one model, and evaluate each, and the dense model, on the same text.
 
-    Evaluation is that of `api.evaluate`. With a `records` folder each finished run is kept there as a JSON file, and
-    what is recorded there already (the same recipe, model, texts and evaluation) is not run again. A run that fails
-    becomes a remark, and its cell's other seeds are not tried.
+    Evaluation is that of `api.evaluate`; what is None is as the grid says, else its default. With a `records` folder
+    each finished run is kept there as a JSON file, and what is recorded there already (the same recipe, model, texts
+    and evaluation) is not run again. A run that fails becomes a remark, and its cell's other seeds are not tried.
 
     Raises:
         EggsError: the model or the evaluation text is not possible, or a record cannot be written.
     """
-    runs = _Runs(
-        model,
-        {"text": text, "text_field": text_field, "protocol": protocol, "seqlen": seqlen, "max_windows": max_windows},
-        {"device": device, "dtype": dtype},
-        records,
-    )
+    asked = {"text": text, "text_field": text_field, "protocol": protocol, "seqlen": seqlen, "max_windows": max_windows}
+    evaluation = {key: grid.evaluation.get(key) if value is None else value for key, value in asked.items()}
+    evaluation["text_field"] = evaluation["text_field"] or "text"
+    runs = _Runs(model, evaluation, {"device": device, "dtype": dtype}, records)
     cells = list(grid.cells())
     tell = progress or (lambda *_: None)
     dense, how = runs.find(None)
@@ -75,7 +74,7 @@ class _Runs:
     def __init__(self, model: str, evaluation: dict[str, Any], place: dict[str, Any], records: Path | None) -> None:
         self._model, self._evaluation, self._place, self._records = model, evaluation, place, records
         self._folder = api.find(model)
-        self._shared = api.Shared()
+        self._shared = Shared()
 
     def find(self, cell: Cell | None) -> tuple[dict[str, Any], str]:
         """The record of a cell (None: of the dense model), and how it was come by."""

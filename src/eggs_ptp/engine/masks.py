@@ -16,9 +16,9 @@ from eggs_ptp.errors import CheckpointError
 class MaskFile:
     """Keep masks by matrix name, from `.safetensors` or `.npz` (never pickled).
 
-    An entry is called as the matrix is, or that with `.weight` or `.mask`. It has the matrix's shape and holds 0 and 1
-    (or booleans), or it is packed: uint8, 8 weights a byte along each row, or over the flattened matrix, the first
-    weight in the highest bit, as `numpy.packbits` does.
+    An entry is called as the matrix is, or that with `.weight`, `.mask` or `.weight.mask` (as MaskLLM does). It has the
+    matrix's shape and holds 0 and 1 (or booleans), or it is packed: uint8, 8 weights a byte along each row, or over the
+    flattened matrix, the first weight in the highest bit, as `numpy.packbits` does.
 
     Raises:
         CheckpointError: missing, not readable, or neither of the two kinds.
@@ -46,7 +46,7 @@ class MaskFile:
         Raises:
             CheckpointError: no entry for it, or one that is no mask of that shape.
         """
-        for key in (name, f"{name}.weight", f"{name}.mask"):
+        for key in (name, f"{name}.weight", f"{name}.mask", f"{name}.weight.mask"):
             if key in self._arrays:
                 found = self._arrays[key]
                 break

@@ -103,7 +103,7 @@ class Run:
                     self._prune_group(block, matrices, reads, seen, result)
             with self.stages.timed("read"):
                 stored = [tensor for tensor in self.shards.names if tensor.startswith(f"{name}.")]
-                result.tensors.update({t: self.shards.read(t) for t in stored if t not in result.tensors})
+                result.tensors.update({t: self.shards.read_sound(t) for t in stored if t not in result.tensors})
             if after is not None:
                 with torch.inference_mode():
                     cast(Tensor, hidden).copy_(after)
@@ -181,12 +181,15 @@ class Run:
             "pattern": str(job.pattern),
             "method": job.method.method.name,
             "density": density(pruned.mask),
+            "nonzero": int(stored.count_nonzero()),
             "permuted": pruned.order is not None,
             "updated": "update" in job.method.steps,
             "output_error": error,
             "seconds": seconds,
             **pruned.facts,
         }
+        if self.masks is not None:
+            record["mask"] = str(self.masks.path)  # not the method's own choice
         result.records.append(record)
         self.listener(Event("matrix", matrix.block, self.plan.blocks, "prune", record))
 

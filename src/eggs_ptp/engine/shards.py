@@ -1,5 +1,6 @@
 """Shards: the tensors of a safetensors folder, read one at a time."""
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eggs_ptp.errors import CheckpointError, ModelError
+from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -76,7 +77,9 @@ class Shards:
         """
         code = self._slice(name).get_dtype()
         if code not in _DTYPES:
-            raise ModelError(f"{self.where[name]}: {name} has type {code}; expected one of {', '.join(_DTYPES)}")
+            raise ModelError(
+                f"{self.where[name]}: {name} has type {code}, as quantised models have; prune the original"
+            )
         return _DTYPES[code]
 
     def bytes(self, name: str) -> int:
@@ -97,6 +100,23 @@ class Shards:
             raise ModelError(f"{path}: {name} cannot be read ({error})") from error
         return tensor
 
+    def read_sound(self, name: str) -> Tensor:
+        """Read a tensor that is taken over as it is.
+
+        Raises:
+            ModelError: as `read`.
+            NumericsError: it holds NaN or infinity.
+        """
+        tensor = self.read(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
+        return tensor
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a tensor's bytes."""
+        flat = self.read(name).contiguous().flatten()
+        return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+
     def _slice(self, name: str) -> Any:
         name = self._stored(name)
         return self._files[self.where[name]].get_slice(name)
@@ -105,6 +125,8 @@ class Shards:
         for candidate in (name, self._ties.get(name, name)):
             if candidate in self.where:
                 return candidate
+        if any(stored.endswith((".qweight", ".qzeros")) for stored in self.where):
+            raise ModelError(f"{self.folder}: already quantised (qweight tensors); prune the original model instead")
         raise ModelError(f"{self.folder}: no tensor is named {name}; the checkpoint does not fit its config.json")
 
     def _open(self, path: Path) -> None:

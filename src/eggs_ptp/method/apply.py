@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from eggs_ptp.core.mask import satisfies, violations
+from eggs_ptp.core.mask import density, satisfies, violations
 from eggs_ptp.core.noted import Fact, Noted
 from eggs_ptp.core.order import check, invert
-from eggs_ptp.core.pattern import AnyPattern, Pattern
+from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.errors import MethodError, NumericsError, PatternError
@@ -146,7 +146,13 @@ class _Work:
 
 
 def _check_given(job: Job) -> None:
-    """A given mask may keep fewer than N (weights that are zero themselves), never more."""
+    """A given mask may keep fewer than the pattern says (weights that are zero themselves), never more."""
+    if isinstance(job.pattern, Unstructured) and job.mask is not None:
+        share, allowed = density(job.mask), job.pattern.density + 1 / min(job.mask.shape)  # counts are rounded by row
+        if share > allowed:
+            raise PatternError(
+                f"{job.name}: the given mask keeps {share:.4f} of the weights, more than {job.pattern} allows"
+            )
     if isinstance(job.pattern, Pattern) and job.mask is not None and (bad := violations(job.mask, job.pattern)):
         raise PatternError(
             f"{job.name}: {bad} groups of the given mask keep more than {job.pattern}; pass the pattern it was made for"

@@ -90,7 +90,7 @@ _ROWS = (
         Method(
             f"lp_{p}",
             f"Relative importance by the l{p} norm",
-            f"{_SYMMETRIC}, table 7",
+            f"{_SYMMETRIC}, equation 3",
             {"score": Step("lp", {"p": p}), "select": _TOP_LAYER},
         )
         for p in (0, 1, 2, 3, 4, "inf")
@@ -196,7 +196,10 @@ def find_method(name: str) -> Method:
     rows = {_plain(row): method for row, method in METHODS.items()}
     if found := rows.get(_plain(name)):
         return found
-    first, *others = name.split("+")
+    parts = name.split("+")
+    # The longest beginning that is a row: `wanda+r2_dsnot+sparsegpt` starts from the preset, not from `wanda`.
+    count = next((n for n in range(len(parts), 0, -1) if _plain("+".join(parts[:n])) in rows), 1)
+    first, others = "+".join(parts[:count]), parts[count:]
     if _plain(first) not in rows:
         raise MethodError(f"no method is named {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
     method = rows[_plain(first)]
@@ -218,6 +221,9 @@ def _joined(method: Method, part: str, rows: Mapping[str, Method]) -> Method:
         raise MethodError(f"{part!r} is neither a step nor a method{nearest(part, known)}; known: {', '.join(known)}")
     sources = [source for source in (method.source, source) if source]
     joined = Method(f"{method.name}+{label}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
+    select = joined.steps.get("select")
+    if added.keys() == {"refine"} and select is not None and select.name == "top":
+        added["select"] = select.with_options(group="row")  # swaps go on within a row, so rows are compared
     return joined.replace(**added)
 
 

@@ -46,18 +46,30 @@ class Method:
                 steps[slot] = Step(str(name), options)
         return replace(self, steps=steps)
 
-    def bind(self) -> "BoundMethod":
+    def bind(self, *, given_mask: bool = False) -> "BoundMethod":
         """Check the row and look its functions up.
+
+        With a `given_mask` permute and select steps are left out, and the score where nothing that is left reads it.
 
         Raises:
             MethodError: slots that do not fit together, unknown steps or options.
         """
         bound = {slot: step.bind(slot) for slot, step in self.steps.items()}
+        if given_mask:
+            left = {slot: step for slot, step in bound.items() if slot in ("refine", "update")}
+            if "score" in bound and any("score" in step.data for step in left.values()):
+                left = {"score": bound["score"], **left}
+            return BoundMethod(self, left)
         for slot, needs in (("select", "score"), ("permute", "score"), ("refine", "select")):
             if slot in bound and needs not in bound:
                 raise MethodError(f"steps.{slot}: a {slot} step needs a {needs} step, and {self.name!r} has none")
         if "select" not in bound and "update" not in bound:
             raise MethodError(f"method {self.name!r} neither selects nor updates: give steps.select or steps.update")
+        if "score" in bound and not any("score" in step.data for step in bound.values()):
+            raise MethodError(
+                f"steps.score: nothing in {self.name!r} reads the score of {bound['score'].name!r}; give steps.select "
+                "(such as top), or leave the score out"
+            )
         return BoundMethod(self, {slot: bound[slot] for slot in SLOTS if slot in bound})
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,13 +92,6 @@ class BoundMethod:
     def statistics(self) -> frozenset[str]:
         """Union of what the steps ask for; empty for methods that need no calibration data."""
         return frozenset().union(*(step.statistics for step in self.steps.values()))
-
-    def given_mask(self) -> "BoundMethod":
-        """What is left to do when the masks are given: refine and update, and scores where these ask for them."""
-        left = {slot: step for slot, step in self.steps.items() if slot in ("refine", "update")}
-        if "score" in self.steps and any("score" in step.data for step in left.values()):
-            left = {"score": self.steps["score"], **left}
-        return BoundMethod(self.method, left)
 
     def check_pattern(self, pattern: AnyPattern, name: str) -> None:
         """Refuse a pattern that a step cannot serve.

@@ -7,7 +7,7 @@ from typing import Any
 from eggs_ptp.errors import ModelError
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
-_FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*")
+_FETCHED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 
 
 def find_folder(model: str, revision: str | None = None) -> Path:
@@ -42,6 +42,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: adapter folder, no or broken config, pickled weights only, no weights, quantised weights.
     """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder")
+    for name in ("quantize_config.json", "quant_config.json"):
+        if (folder / name).exists():
+            raise ModelError(f"{folder}: already quantised ({name}); prune the original model and quantise the result")
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise ModelError(
             f"{folder}: this is an adapter (adapter_config.json), not a model; merge it into its model first "

@@ -86,7 +86,7 @@ def _near(location: Sequence[str | int], model: type[BaseModel]) -> str:
     *parents, key = location
     known = _table_at(parents, model).model_fields
     names = ({} if parents else dict(_ELSEWHERE)) | {name: name for name in known}
-    close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.6)
     return f"{f', did you mean {names[close[0]]!r}?' if close else ''}; known: {', '.join(known)}"
 
 

@@ -108,6 +108,15 @@ class CalibrationSpec(_Table):
     statistics: Literal["block", "group"] = "block"
     propagate: Literal["pruned", "dense"] = "pruned"
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.statistics == "group" and self.propagate == "dense":
+            raise refused(
+                'statistics = "group" asks for what pruning has left, propagate = "dense" for what the dense model '
+                "gives, and these contradict each other; leave one of the two out"
+            )
+        return self
+
 
 class Target(_Table):
     """A rule for the matrices whose names `match`: a glob, an exact name, or `re:` and a regular expression.
@@ -175,8 +184,7 @@ class Recipe(_Table):
             method = find_method(self.method).with_options(self.steps).with_options(rule.steps)
         else:
             method = find_method(rule.method).with_options(rule.steps)
-        bound = method.bind()
-        return bound.given_mask() if self.mask else bound
+        return method.bind(given_mask=self.mask is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for records."""

@@ -27,7 +27,7 @@ def r2_dsnot(
     gamma1: Annotated[float, _Finite] = 0.0,
     relative_prune: bool = False,
     gamma2: Annotated[float, _Finite] = 1e-4,
-    p: Annotated[float, Field(gt=0)] = 2.0,
+    p: Annotated[float, Field(gt=0)] | Literal["inf"] = 2.0,
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5,
     reference: Literal["sparse", "dense"] = "sparse",
     norm: _Norm = "input",
@@ -68,7 +68,7 @@ def r2_dsnot(
     relative = _inverse(seen.sum(1, keepdim=True)) + _inverse(seen.sum(0, keepdim=True))  # (out, in)
     gain = gain * relative if relative_grow else gain
     cost = cost * relative if relative_prune else cost
-    bonus, penalty = _norms(seen, size, mask, p, norm)
+    bonus, penalty = _norms(seen, size, mask, float(p), norm)
     keys = Keys(gain, cost + gamma2 * penalty, gamma1 * bonus)
     return swap(mask, part, keys, pattern, Rule(max_cycles, threshold, same_sign))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from eggs_ptp.core.linalg import upper_factor
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
+from eggs_ptp.errors import MethodError
 
 _LEAF = 8  # columns settled one by one before their effect is carried on, where no group dictates it
 _WIDEST_PAIRWISE = 16
@@ -45,6 +46,7 @@ def sparsegpt(
 
     Raises:
         PatternError: the columns cannot be cut into groups of M.
+        MethodError: `original`, and M does not divide `block_size`.
         NumericsError: H is not positive definite.
     """
     dense = weight.float().T.clone(memory_format=torch.contiguous_format)  # (in, out): a column lies in one piece
@@ -56,6 +58,11 @@ def sparsegpt(
         sweep.halve(0, len(dense), _LEAF, sweep.settle)
     elif isinstance(pattern, Pattern):
         pattern.check_width(len(dense), "weight")
+        if original and block_size % pattern.group:
+            raise MethodError(
+                f"steps.update.original: the public code starts groups afresh every {block_size} columns, which groups "
+                f"of {pattern.group} do not fill; set steps.update.block_size to a multiple of {pattern.group}"
+            )
         places = _Places(pattern, dense)
         sweep.halve(0, len(dense), pattern.group, lambda low, high: sweep.choose_group(low, high, places))
     else:
