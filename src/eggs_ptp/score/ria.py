@@ -18,4 +18,4 @@ def ria(
     Source: RIA, ICLR 2024 (OpenReview Tr0lPx9woF); alpha = 0.5 is its default.
     Differs: as `ri`; n_j is divided by sqrt(tokens), a common factor that no comparison sees.
     """
-    return ri(weight) * input_norm.float().pow(alpha)
+    return ri(weight).mul_(input_norm.float().pow(alpha))
