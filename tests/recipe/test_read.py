@@ -202,3 +202,11 @@ def test_files_that_cannot_be_read(path, tmp_path):
     assert refusal(tmp_path) == f"recipe {tmp_path} cannot be read: Is a directory"
     path.write_bytes(b'method = "\xff"')
     assert refusal(path) == f"recipe {path} is not UTF-8: byte 0xff at offset 10; save it as UTF-8"
+
+
+def test_an_unknown_list_of_tables_is_named_with_its_line(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('method = "ria"\n\n[[rules]]\nmatch = "*"\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"recipe\.toml, line 3: rules: unknown key; known: seed, ") as caught:
+        read_recipe(path)
+    assert "did you mean" not in str(caught.value)

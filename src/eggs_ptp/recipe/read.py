@@ -140,6 +140,7 @@ def _key_lines(text: str) -> dict[str, int]:
             header = f"{name}[{counts[name]}]"
             counts[name] += 1
             lines[header] = number
+            lines.setdefault(name, number)
         elif found := re.match(r"\s*\[([^\[\]]+)\]", line):
             head, dot, tail = _bare(found[1]).partition(".")
             header = f"{head}[{counts[head] - 1}]{dot}{tail}" if counts[head] else f"{head}{dot}{tail}"

@@ -15,5 +15,5 @@ def ri(weight: Tensor) -> Tensor:
     column, row = size.sum(0, keepdim=True), size.sum(1, keepdim=True)  # (1, in), (out, 1)
     # A zero sum stands over zero weights only, so any divisor but 0 makes their quotient 0.
     score = size / column.masked_fill(column == 0, 1.0)
-    score += size.div_(row.masked_fill(row == 0, 1.0))  # `size` is ours: a new tensor would cost as much as the quotient
+    score += size.div_(row.masked_fill(row == 0, 1.0))  # in place: `size` is this function's own
     return score
