@@ -115,9 +115,9 @@ def test_runs_may_share_what_does_not_depend_on_the_method(tiny, settings, tmp_p
         api.prune(str(tiny()), tmp_path / f"{method}-shared", shared=shared, **changed)
         alone, together = (tmp_path / f"{method}-{kind}" / "model.safetensors" for kind in ("alone", "shared"))
         assert alone.read_bytes() == together.read_bytes()
-    assert len(captures) == 3
+    assert len(captures) == 1 + 1 + 2  # together, and alone, where an order that is found first takes a run of its own
     api.prune(str(tiny()), tmp_path / "other-seed", shared=shared, seed=1, **settings)
-    assert len(captures) == 4
+    assert len(captures) == 5
 
 
 @pytest.mark.parametrize(

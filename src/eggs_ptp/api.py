@@ -11,16 +11,18 @@ import torch
 from eggs_ptp.calibration.documents import read_documents
 from eggs_ptp.calibration.hub import hub_documents
 from eggs_ptp.calibration.windows import Windows, calibration_windows, check_source
+from eggs_ptp.checkpoint.blocks import write_blocks
 from eggs_ptp.checkpoint.card import write_card
 from eggs_ptp.checkpoint.draft import Draft
 from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, verify_folder
 from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
 from eggs_ptp.engine.event import Listener, ignore
 from eggs_ptp.engine.masks import MaskFile, write_masks
 from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
-from eggs_ptp.engine.run import BlockResult, Inputs, Run
+from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
 from eggs_ptp.engine.usage import MemoryWatch
@@ -93,11 +95,11 @@ def prune(
         shards = Shards(folder, ties=skeleton.ties)
         decided = plan_run(skeleton, shards, asked, device=find_device(device), dtype=find_dtype(dtype))
         run = _run(decided, skeleton, shards, asked, listener)
-        windows = inputs = None
+        windows, inputs = None, None
         if decided.needs_calibration:
             draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
             windows = shared.windows(folder, asked, decided, draw) if shared else draw()
-            inputs = shared.inputs(run, windows) if shared else run.inputs(windows)
+            inputs = functools.partial(shared.inputs, run, windows) if shared else lambda: run.inputs(windows)
         source = {"model": model, "revision": revision, "model_type": decided.model_type}
         record = RunRecord(
             source,
@@ -106,16 +108,15 @@ def prune(
             calibration=windows.to_dict() if windows else None,
             device=decided.device,
             dtype=decided.dtype,
+            orders=decided.orders,
             output=str(output),
         )
-        orders = _write_blocks(run, inputs, draft, record)
-        pruned = {f"{matrix['name']}.weight" for matrix in record.matrices}
-        record.untouched = {name: shards.sha256(name) for name in shards.names if name not in pruned}
+        fold, orders = write_blocks(run, inputs, draft, record)
         memory.look()
         record.seconds = time.perf_counter() - start
         record.stages = run.stages.seconds
         record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
-        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)))
+        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.apply)
     return record
 
 
@@ -129,24 +130,11 @@ def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, liste
         device=torch.device(decided.device),
         dtype=find_dtype(decided.dtype),
         listener=listener,
-        refresh=asked.calibration.statistics == "group",
+        refresh=(asked.calibration.statistics or ("group" if decided.compares else "block")) == "group",
         dense_stream=asked.calibration.propagate == "dense",
         masks=MaskFile(Path(asked.mask)) if asked.mask else None,
+        folded={} if decided.folds else None,
     )
-
-
-def _write_blocks(run: Run, inputs: Inputs | None, draft: Draft, record: RunRecord) -> dict[str, torch.Tensor]:
-    """Prune block after block, each to disk as soon as it is finished; returns the orders of permuted matrices."""
-    orders: dict[str, torch.Tensor] = {}
-
-    def keep(result: BlockResult) -> None:
-        with run.stages.timed("write"):
-            draft.write_block(result.index, result.tensors)
-        orders.update(result.orders)
-        record.matrices.extend(result.records)
-
-    run.blocks(inputs, keep)
-    return orders
 
 
 def find(model: str) -> Path:
@@ -171,12 +159,14 @@ def verify(folder: str | Path, against: str | None = None, *, pattern: str | Non
 def export_masks(folder: str | Path, output: str | Path) -> int:
     """Write the keep masks of a pruned folder's matrices (weights that are not zero), one bit a weight; their number.
 
+    They are in the folder's own column order: where orders were folded, not in the source's.
+
     Raises:
         CheckpointError: the folder has no record, or the file cannot be written.
         ModelError: it is no model folder.
     """
     where = find_folder(str(folder))
-    shards = Shards(where)
+    shards = open_shards(where)
     names = [matrix["name"] for matrix in read_manifest(where)["matrices"]]
     write_masks({name: shards.read(f"{name}.weight") != 0 for name in names}, Path(output))
     return len(names)

@@ -31,3 +31,7 @@ class CheckpointError(EggsError):
 
 class NumericsError(EggsError):
     """NaN, infinity or a failed factorisation, with the matrix it arose in."""
+
+
+class BackendError(EggsError):
+    """A packed product that no backend, or not the one that was asked for, can compute."""

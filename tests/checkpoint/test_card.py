@@ -20,8 +20,9 @@ MATRIX = {
 }
 
 
-def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION):
-    record = RunRecord({"model": model}, {}, "c0ffee", calibration, "cpu", "float32", list(matrices or [MATRIX]))
+def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, orders="gather"):
+    where = ("cpu", "float32")
+    record = RunRecord({"model": model}, {}, "c0ffee", calibration, *where, list(matrices or [MATRIX]), orders=orders)
     return write_card(record, {"model_type": "qwen3"})
 
 
@@ -68,7 +69,10 @@ def test_orders_are_explained_where_there_are_some():
     assert "1 matrices satisfy their pattern in a channel order of their own" in card(
         MATRIX, {**MATRIX, "permuted": False}
     )
-    assert "channel order" not in card({**MATRIX, "permuted": False})
+    assert "order" not in card({**MATRIX, "permuted": False}, orders=None)
+    folded = card(orders="fold")
+    assert "every N:M matrix satisfies its pattern in the column order that it is stored in" in folded
+    assert "of their own" not in folded
 
 
 def test_a_method_without_calibration_says_so():

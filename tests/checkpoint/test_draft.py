@@ -112,6 +112,22 @@ def test_a_sharded_source_leaves_no_stale_index(tiny, tmp_path):
     assert [p.name for p in output.glob("model*")] == ["model.safetensors"]
 
 
+def test_what_is_in_no_block_may_be_changed_by_name(tiny, tmp_path, monkeypatch):
+    source = Shards(tiny("llama"))
+    for size in (module._ONE_FILE, 1000):
+        monkeypatch.setattr(module, "_ONE_FILE", size)
+        with Draft(tmp_path / str(size)) as draft:
+            for index, tensors in blocks(source):
+                draft.write_block(index, tensors)
+            draft.finish(
+                source, {}, {}, "", lambda name, tensor: tensor.flip(1) if name == "lm_head.weight" else tensor
+            )
+        result = Shards(tmp_path / str(size))
+        assert torch.equal(result.read("lm_head.weight"), source.read("lm_head.weight").flip(1))
+        for name in ("model.norm.weight", "model.embed_tokens.weight"):
+            assert torch.equal(result.read(name), source.read(name))
+
+
 def test_orders_are_stored_where_there_are_any(tiny, tmp_path):
     stored = load_file(write(tiny("llama"), tmp_path / "out") / "eggs" / "orders.safetensors")
     assert stored.keys() == ORDERS.keys()

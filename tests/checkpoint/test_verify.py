@@ -21,12 +21,13 @@ def outputs(tiny, text_file, tmp_path_factory):
     """`outputs("wanda")`: source and a pruned folder, made once."""
     made = {}
 
-    def pruned(method="wanda", pattern="2:4", **source):
-        key = (method, pattern, *sorted(source.items()))
+    def pruned(method="wanda", pattern="2:4", orders="fold", **source):
+        key = (method, pattern, orders, *sorted(source.items()))
         if key not in made:
             folder = tmp_path_factory.mktemp("pruned") / "out"
             calibration = CalibrationSpec(text=str(text_file), nsamples=4, seqlen=32)
-            recipe = Recipe(method=method, pattern=pattern, exclude=("*.o_proj",), calibration=calibration)
+            settings = {"method": method, "pattern": pattern, "orders": orders, "calibration": calibration}
+            recipe = Recipe(exclude=("*.o_proj",), **settings)
             api.prune(str(tiny(**source)), folder, recipe)
             made[key] = folder
         return tiny(**source), made[key]
@@ -72,9 +73,10 @@ def only_failure(found, name, detail):
 
 @pytest.mark.parametrize("source", [{}, {"tie": True, "dtype": torch.bfloat16}], ids=["untied", "tied-bfloat16"])
 @pytest.mark.parametrize("method", ["wanda", "eggs_paper"])
+@pytest.mark.parametrize("orders", ["fold", "gather", "mask"])
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-def test_a_sound_folder_passes(outputs, method, pattern, source):
-    dense, folder = outputs(method, pattern, **source)
+def test_a_sound_folder_passes(outputs, method, pattern, orders, source):
+    dense, folder = outputs(method, pattern, orders, **source)
     found = verify_folder(folder, dense)
     assert found.ok
     assert found.failures == []
@@ -198,14 +200,14 @@ def test_a_broken_tie_is_found(outputs, tmp_path):
     ids=["missing", "doubled", "short", "shifted"],
 )
 def test_a_broken_order_is_found(outputs, tmp_path, change, detail):
-    _, folder = outputs("eggs_paper")
+    _, folder = outputs("eggs_paper", orders="mask")
     copy = shutil.copytree(folder, tmp_path / "copy")
     edit(copy / "eggs" / "orders.safetensors", UP, change)
     only_failure(verify_folder(copy), UP, detail)
 
 
 def test_another_order_is_found(outputs, tmp_path):
-    _, folder = outputs("eggs_paper")
+    _, folder = outputs("eggs_paper", orders="gather")
     copy = shutil.copytree(folder, tmp_path / "copy")
     edit(copy / "eggs" / "orders.safetensors", UP, lambda order: order.sort().values)
     (failure,) = verify_folder(copy).failures
@@ -214,12 +216,73 @@ def test_another_order_is_found(outputs, tmp_path):
 
 
 def test_missing_orders_are_found(outputs, tmp_path):
-    _, folder = outputs("eggs_paper")
+    _, folder = outputs("eggs_paper", orders="gather")
     copy = shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(copy / "eggs")
     found = verify_folder(copy)
     assert len(found.failures) == 12
     assert {check.detail[:21] for check in found.failures} == {"recorded as permuted,"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "detail"),
+    [
+        ("residual", lambda _: None, "does not have the order folded into model.layers.0.self_attn.q_proj"),
+        ("model.layers.1.mlp", lambda _: None, "does not have the order folded into model.layers.1.mlp.down_proj"),
+        ("residual", set_to(0, 5), "residual: expected a channel order, integers of shape (32,) with each of 0..31"),
+        ("residual", lambda order: order[:-1], "residual: expected a channel order"),
+    ],
+    ids=["missing", "missing-mlp", "doubled", "short"],
+)
+def test_a_broken_order_of_a_space_is_found(outputs, tmp_path, name, change, detail):
+    dense, folder = outputs("eggs_paper")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    edit(copy / "eggs" / "orders.safetensors", name, change)
+    for found in (verify_folder(copy), verify_folder(copy, dense)):
+        (failure,) = found.failures
+        assert failure.name == "orders"
+        assert detail in failure.detail
+
+
+def test_an_order_that_mixes_heads_is_found(tiny, text_file, tmp_path):
+    calibration = CalibrationSpec(text=str(text_file), nsamples=4, seqlen=32)
+    api.prune(str(tiny()), tmp_path / "out", Recipe(method="ria_cp", calibration=calibration))
+    edit(tmp_path / "out" / "eggs" / "orders.safetensors", "model.layers.0.heads", lambda order: order.flip(0))
+    (failure,) = verify_folder(tmp_path / "out").failures
+    assert failure.name == "orders"
+    assert "expected an order that keeps each of the 2 key/value heads of 8 channels to itself" in failure.detail
+
+
+def test_another_folded_order_is_found(outputs, tmp_path):
+    """Every tensor is then found where it is not, which only the source can tell."""
+    dense, folder = outputs("eggs_paper")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    edit(copy / "eggs" / "orders.safetensors", "residual", lambda order: order.flip(0))
+    assert verify_folder(copy).ok
+    assert {check.name for check in verify_folder(copy, dense).failures} == {"unpruned tensors", "kept weights"}
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", f"{UP}.weight"])
+def test_a_folded_tensor_that_changed_is_found(outputs, tmp_path, name):
+    dense, folder = outputs("eggs_paper")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    edit(copy / "model.safetensors", name, lambda tensor: tensor * 1.001)
+    expected = {"kept weights"} if name.startswith(UP) else {"unpruned tensors", "untouched tensors"}
+    assert {check.name for check in verify_folder(copy, dense).failures} == expected
+
+
+def test_a_record_of_the_first_format_is_read(outputs, tmp_path):
+    dense, folder = outputs("eggs_paper", orders="gather")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    record = json.loads((copy / "eggs.json").read_text())
+    first = {**record, "format": 1, "matrices": [{**m, "in_order": None} for m in record["matrices"]]}
+    first.pop("orders")
+    for matrix in first["matrices"]:
+        matrix.pop("in_order")
+    (copy / "eggs.json").write_text(json.dumps(first))
+    assert verify_folder(copy, dense).ok
+    shutil.rmtree(copy / "eggs")
+    assert len(verify_folder(copy).failures) == 12
 
 
 def test_another_pattern_may_be_asked_for(outputs):
@@ -255,7 +318,7 @@ def test_a_folder_of_another_tool_needs_a_pattern(tiny):
     [
         (lambda record: "{", "not a record that this version can read (JSONDecodeError"),
         (lambda record: "[]", "not a record that this version can read"),
-        (lambda record: json.dumps({**record, "format": 99}), "format 99, this version reads format 1"),
+        (lambda record: json.dumps({**record, "format": 99}), "format 99, this version reads format 1 and 2"),
         (lambda record: json.dumps({**record, "source": {}}), "not a record that this version can read (KeyError"),
         (lambda record: json.dumps({**record, "matrices": [{"name": UP}]}), "not a record that this version can read"),
         (lambda record: json.dumps({**record, "matrices": []}), "there is nothing to check"),

@@ -11,6 +11,7 @@ from eggs_ptp.errors import CalibrationError, NumericsError
 EVERY = frozenset(STATISTICS)
 BY_TOKEN = EVERY - {"input_var_within"}  # the others know where a window ends
 WIDTH = 6
+DENSE = torch.tensor([[2.0, 0.0, 0.0, -1.0, 0.0, 3.0], [0.0, 1.0, 5.0, 0.0, 0.0, 0.0]])  # (out, in)
 
 
 def activation(tokens: int, seed: int = 0) -> torch.Tensor:
@@ -19,9 +20,9 @@ def activation(tokens: int, seed: int = 0) -> torch.Tensor:
 
 
 def moments_of(*batches: torch.Tensor, wanted: frozenset[str] = BY_TOKEN) -> Moments:
-    moments = Moments(WIDTH, wanted)
+    moments = Moments(WIDTH, wanted, dense_width=len(DENSE))
     for batch in batches:
-        moments.add(batch)
+        moments.add(batch, batch.float().square() @ DENSE.T)
     return moments
 
 
@@ -37,6 +38,8 @@ def test_every_statistic_is_what_its_formula_says():
         "input_var": x.var(0, correction=0).float(),
         "input_var_within": windows.double().var(1, correction=0).mean(0).float(),
         "gram": (x.T @ x / 48).float(),
+        "cross": ((x.square() @ DENSE.T.double()).T @ x / 48).float(),
+        "tokens": torch.tensor(48.0),
     }
     assert moments.tokens == 48
     assert want.keys() == EVERY
@@ -51,7 +54,7 @@ def test_the_batch_split_does_not_matter(cuts, seed):
     whole, split = moments_of(x), moments_of(*x.tensor_split(sorted(cuts)))
     assert split.tokens == 40
     for statistic in BY_TOKEN:
-        tolerance = 1e-5 if statistic == "gram" else 1e-7
+        tolerance = 1e-5 if statistic in ("gram", "cross") else 1e-7
         ours, theirs = split.read(statistic, "m"), whole.read(statistic, "m")
         assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 

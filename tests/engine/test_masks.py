@@ -54,7 +54,8 @@ def test_what_is_no_mask_is_refused_by_name(tmp_path):
 
 @pytest.fixture
 def exported(tiny, text_file, tmp_path):
-    prune(str(tiny()), tmp_path / "one", method="ria_cp", calibration=text_file, nsamples=4, seqlen=32)
+    settings = {"calibration": text_file, "nsamples": 4, "seqlen": 32}
+    prune(str(tiny()), tmp_path / "one", method="ria_cp", orders="gather", **settings)
     assert export_masks(tmp_path / "one", tmp_path / "masks.safetensors") == 14
     return tmp_path / "masks.safetensors"
 
@@ -65,6 +66,18 @@ def test_given_masks_reproduce_the_run_they_came_from(tiny, tmp_path, exported):
     assert record.calibration is None
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_masks_of_a_folded_folder_are_in_its_own_order(tiny, text_file, tmp_path):
+    """And a run that is given masks permutes nothing, so it needs no fold."""
+    settings = {"calibration": text_file, "nsamples": 4, "seqlen": 32}
+    prune(str(tiny()), tmp_path / "one", method="ria_cp", **settings)
+    export_masks(tmp_path / "one", tmp_path / "masks.safetensors")
+    record = prune(str(tmp_path / "one"), tmp_path / "two", method="ria_cp", mask=str(tmp_path / "masks.safetensors"))
+    assert (record.orders, record.calibration) == (None, None)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not (tmp_path / "two" / "eggs").exists()
 
 
 def test_a_given_mask_that_keeps_more_than_the_pattern_is_refused(tiny, tmp_path, exported):

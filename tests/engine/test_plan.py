@@ -42,7 +42,7 @@ def test_every_linear_of_every_block_has_its_fate(planned, model_type):
         kind = matrix.name.split(".")[-1].removesuffix("_proj")
         assert (matrix.rows, matrix.columns) == shapes.get(kind, (32, 64))
         assert str(matrix.resolved.pattern) == "2:4"
-        assert matrix.resolved.method.method.name == "eggs"
+        assert matrix.resolved.method.method.name == "eggs+"
         assert matrix.skipped is None
     assert [matrix.block for matrix in plan.matrices] == [0] * 7 + [1] * 7
     assert plan.of_block(1)[0].name == "model.layers.1.self_attn.q_proj"
@@ -84,8 +84,8 @@ def test_a_plan_is_plain_data(planned):
         "shape": [32, 32],
         "reads": "attention_in",
         "pattern": "2:4",
-        "method": "eggs",
-        "statistics": ["input_norm"],
+        "method": "eggs+",
+        "statistics": ["cross", "gram", "input_norm", "tokens"],
         "skipped": None,
     }
     assert data["matrices"][-1]["skipped"] == "excluded by '*.1.*'"
@@ -136,6 +136,44 @@ def test_a_width_that_the_pattern_does_not_divide_is_named(planned):
 def test_an_unstructured_pattern_is_refused_where_groups_are_needed(planned, method):
     with pytest.raises(PatternError, match=r"^model\.layers\.0\.self_attn\.q_proj: permute step 'deal'"):
         planned(method=method, pattern="0.5")
+
+
+def test_a_plan_says_what_becomes_of_orders(planned):
+    assert planned().to_dict()["orders"] == "fold"
+    assert planned(orders="gather").orders == "gather"
+    assert planned(method="wanda").orders is None
+    assert [matrix.reach for matrix in planned().of_block(0)] == ["model"] * 3 + ["head"] + ["model"] * 2 + ["block"]
+
+
+def test_an_order_that_spans_the_model_takes_a_pass_of_its_own(planned):
+    settings = {"calibration": CalibrationSpec(nsamples=80)}
+    fold, gather = planned(**settings), planned(orders="gather", **settings)
+    assert (fold.orders_first, gather.orders_first) == (True, False)
+    assert fold.seconds == pytest.approx(1.5 * gather.seconds)
+    assert not planned(method="magnitude", steps={"permute": "deal"}).orders_first
+    assert not planned(include=("*.down_proj", "*.o_proj")).orders_first
+
+
+def test_heads_that_the_group_does_not_divide_are_named(planned):
+    settings = {"source": {"head_dim": 12}, "pattern": "4:8"}
+    message = (
+        "model.layers.0.self_attn.o_proj: heads of 12 channels cannot be cut into groups of 8 for pattern 4:8, and a "
+        "folded order stays inside heads; give it another pattern, or keep the orders apart with --orders gather"
+    )
+    with pytest.raises(PatternError, match=re.escape(message)):
+        planned(**settings)
+    planned(orders="gather", **settings)
+    planned(exclude=("*.o_proj",), **settings)
+
+
+def test_a_tensor_that_the_family_does_not_know_cannot_be_folded(planned, monkeypatch):
+    names = Shards.names.fget
+    strange = "model.layers.0.mlp.router.weight"
+    monkeypatch.setattr(Shards, "names", property(lambda self: [*names(self), strange]))
+    with pytest.raises(ModelError, match=rf"^{re.escape(strange)}: the llama family does not know this tensor"):
+        planned()
+    planned(orders="gather")
+    planned(method="wanda")
 
 
 def test_a_run_that_would_prune_nothing_is_refused(planned):

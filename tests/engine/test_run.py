@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.engine import run as module
 from eggs_ptp.engine.event import ignore
+from eggs_ptp.engine.orders import find_orders
 from eggs_ptp.engine.plan import plan_run
 from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import NumericsError
+from eggs_ptp.models.fold import Heads
 from eggs_ptp.models.load import load_skeleton
 from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe
 
@@ -33,9 +35,9 @@ READERS = {
 class Result:
     """Everything that a run handed on."""
 
-    def __init__(self, blocks):
+    def __init__(self, blocks, folded=None):
         self.tensors = {name: tensor for block in blocks for name, tensor in block.tensors.items()}
-        self.orders = {name: order for block in blocks for name, order in block.orders.items()}
+        self.orders = {name: order for block in blocks for name, order in block.orders.items()} | (folded or {})
         self.records = {record["name"]: record for block in blocks for record in block.records}
 
     def mask(self, name):
@@ -60,12 +62,15 @@ def prune(folder, *, tokens=TOKENS, batch_tokens=2048, dtype=torch.float32, list
         dtype=dtype,
         listener=listener,
         batch_tokens=batch_tokens,
+        folded={} if plan.folds else None,
     )
     blocks = []
+    if run.folded is not None:
+        run.folded.update(find_orders(run, run.inputs(windows) if plan.orders_first else None))
     run.blocks(run.inputs(windows) if windows else None, blocks.append)
     assert [block.index for block in blocks] == [0, 1]
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
-    return Result(blocks)
+    return Result(blocks, run.folded)
 
 
 @pytest.fixture
@@ -185,24 +190,54 @@ def test_the_result_is_independent_of_the_batches(tiny, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_skipping_a_matrix_leaves_the_others_of_its_block_as_they_were(tiny, method):
     folder = tiny("llama")
-    whole = prune(folder, method=method, share="matrix")
+    apart = {"share": "matrix", "orders": "gather"}
+    whole = prune(folder, method=method, **apart)
     for skipped in ("self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"):
-        part = prune(folder, method=method, share="matrix", exclude=(f"*.1.{skipped}",))
+        part = prune(folder, method=method, exclude=(f"*.1.{skipped}",), **apart)
         assert f"model.layers.1.{skipped}" not in part.records
         for name in part.records:
             assert torch.equal(part.tensors[f"{name}.weight"], whole.tensors[f"{name}.weight"]), name
-    with_shared_orders = prune(folder, method="ria_cp", exclude=("*.1.self_attn.k_proj",))
-    other = prune(folder, method="ria_cp").orders["model.layers.1.self_attn.q_proj"]
+    with_shared_orders = prune(folder, method="ria_cp", orders="gather", exclude=("*.1.self_attn.k_proj",))
+    other = prune(folder, method="ria_cp", orders="gather").orders["model.layers.1.self_attn.q_proj"]
     assert not torch.equal(with_shared_orders.orders["model.layers.1.self_attn.q_proj"], other)
 
 
 def test_readers_of_one_activation_share_an_order_unless_asked(tiny):
     readers = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
-    shared = prune(tiny("llama"), method="ria_cp").orders
-    own = prune(tiny("llama"), method="ria_cp", share="matrix").orders
+    shared = prune(tiny("llama"), method="ria_cp", orders="gather").orders
+    own = prune(tiny("llama"), method="ria_cp", orders="gather", share="matrix").orders
     assert all(torch.equal(shared[name], shared[readers[0]]) for name in readers)
     assert not any(torch.equal(own[name], own[readers[0]]) for name in readers[1:])
     assert shared[readers[0]].dtype == torch.int32
+
+
+def test_orders_that_will_be_folded_are_those_of_the_spaces(tiny):
+    result = prune(tiny("llama"), method="ria_cp")
+    blocks = [f"model.layers.{i}.{space}" for i in (0, 1) for space in ("heads", "mlp")]
+    assert result.orders.keys() == {"residual", *blocks}
+    widths = {name.rpartition(".")[2]: len(order) for name, order in result.orders.items()}
+    assert widths == {"residual": 32, "heads": 16, "mlp": 64}  # 2 key/value heads of 8
+    assert all(record["permuted"] and record["in_order"] for record in result.records.values())
+    apart = prune(tiny("llama"), method="ria_cp", orders="gather")
+    assert all(record["permuted"] and not record["in_order"] for record in apart.records.values())
+    plain = prune(tiny("llama"), method="ria")
+    assert all(record["in_order"] and not record["permuted"] for record in plain.records.values())
+    assert not any(record["in_order"] for record in prune(tiny("llama"), method="ria", pattern="0.5").records.values())
+
+
+def test_every_matrix_takes_the_order_of_its_space(tiny):
+    """Also those whose method permutes nothing: else they would not be N:M once the others' order is folded."""
+    targets = ({"match": "*.k_proj", "method": "wanda"}, {"match": "*.up_proj", "method": "sparsegpt"})
+    whole = prune(tiny("llama"), method="ria_cp", targets=targets, exclude=("*.1.self_attn.v_proj",))
+    for name, record in whole.records.items():
+        space = {"o_proj": "heads", "down_proj": "mlp"}.get(name.rpartition(".")[2], "residual")
+        order = whole.orders[space if space == "residual" else f"{name.rpartition('.')[0].rpartition('.')[0]}.{space}"]
+        order = Heads(4, 2, 8).spread(order.long()) if space == "heads" else order.long()
+        kept = whole.tensors[f"{name}.weight"][:, order] != 0
+        assert (kept.view(len(kept), -1, 4).sum(-1) == 2).all(), name
+        assert record["permuted"]
+        assert record["in_order"]
+    assert "model.layers.1.self_attn.v_proj" not in whole.records
 
 
 def test_the_same_seed_gives_the_same_tensors(tiny):
@@ -249,6 +284,7 @@ def test_a_record_says_what_was_done(tiny):
         "method": "eggs_paper",
         "density": 0.5,
         "permuted": True,
+        "in_order": True,
         "updated": False,
         "B": 5,
         "diagonal_rows": 20,

@@ -9,7 +9,7 @@ import torch
 from eggs_ptp.core.mask import density, satisfies
 from eggs_ptp.core.pattern import Pattern, Unstructured
 from eggs_ptp.errors import MethodError, NumericsError
-from eggs_ptp.method.apply import Job, prune_readers
+from eggs_ptp.method.apply import Job, OneOrder, common_permute, prune_readers
 from eggs_ptp.method.catalogue import METHODS
 from eggs_ptp.method.method import Method
 from eggs_ptp.method.step import Step
@@ -34,7 +34,9 @@ STATISTICS = {
     "input_var": _random(COLUMNS, seed=8).exp(),
     "input_var_within": _random(COLUMNS, seed=9).exp(),
     "gram": GRAM @ GRAM.T,
+    "tokens": torch.tensor(4096.0),
 }
+CROSSES = {name: weight @ GRAM @ GRAM.T * 1.1 for name, weight in WEIGHTS.items()}
 OUTPUT_NORMS = {name: _random(len(weight), seed=6).exp() for name, weight in WEIGHTS.items()}
 
 
@@ -44,6 +46,8 @@ def jobs(method="ria_cp", pattern=TWO_OF_FOUR, **weights):
 
 
 def statistic(matrix, name):
+    if name == "cross":
+        return CROSSES[matrix]
     return OUTPUT_NORMS[matrix] if name == "output_norm" else STATISTICS[name]
 
 
@@ -86,6 +90,51 @@ def test_only_the_same_permutation_for_the_same_pattern_is_shared():
     assert torch.equal(pruned["k"].order, deal(ria_of(WEIGHTS["k"]), Pattern(4, 8), assign=True))
     assert torch.equal(pruned["v"].order, deal(ria_of(WEIGHTS["v"]), TWO_OF_FOUR))
     assert pruned["u"].order is None
+
+
+MIXED = [
+    *jobs(q=WEIGHTS["q"]),
+    *jobs("wanda", k=WEIGHTS["k"]),
+    *jobs("ria", Unstructured(0.5), v=WEIGHTS["v"]),
+    *jobs("sparsegpt", s=WEIGHTS["v"]),
+]
+
+
+def test_one_order_that_is_given_is_taken_by_every_nm_matrix():
+    given = torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(7))
+    pruned = prune_readers(MIXED, statistic, seed=0, one_order=OneOrder(given=given))
+    for name in ("q", "k", "s"):
+        assert torch.equal(pruned[name].order, given)
+        assert satisfies(pruned[name].mask[:, given], TWO_OF_FOUR)
+    assert pruned["v"].order is None
+    assert torch.equal(pruned["v"].mask, prune(jobs("ria", Unstructured(0.5), v=WEIGHTS["v"]))["v"].mask)
+
+
+def test_one_order_may_be_searched_for_in_the_scores_of_those_that_permute():
+    def search(score, permute):
+        assert torch.equal(score, ria_of(WEIGHTS["q"]))
+        return permute(score).flip(0)
+
+    pruned = prune_readers(MIXED, statistic, seed=0, one_order=OneOrder(search=search))
+    expected = deal(ria_of(WEIGHTS["q"]), TWO_OF_FOUR, assign=True).flip(0)
+    assert all(torch.equal(pruned[name].order, expected) for name in ("q", "k", "s"))
+    assert all(
+        result.order is None for result in prune_readers(MIXED, statistic, seed=0, one_order=OneOrder()).values()
+    )
+    nobody = prune_readers(jobs("wanda"), statistic, seed=0, one_order=OneOrder(search=search))
+    assert all(result.order is None for result in nobody.values())
+
+
+def test_the_permute_step_that_most_weights_ask_for_is_common():
+    plain, pattern = METHODS["ria_cp"].replace(permute=Step("deal")).bind(), Pattern(4, 8)
+    assigned = METHODS["ria_cp"].bind()
+    score = ria_of(WEIGHTS["q"])
+    for asked, expected in (
+        ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 5)], deal(score, TWO_OF_FOUR)),
+        ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 6)], deal(score, TWO_OF_FOUR, assign=True)),
+        ([(plain, TWO_OF_FOUR, 5), (plain, pattern, 3), (plain, pattern, 3)], deal(score, pattern)),
+    ):
+        assert torch.equal(common_permute(asked)(score), expected)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -12,8 +12,8 @@ from eggs_ptp.method.step import Step
 
 
 def test_the_promised_rows_are_there():
-    assert {"magnitude", "wanda", "ri", "ria", "ria_cp", "eggs_paper", "eggs"} <= METHODS.keys()
-    assert DEFAULT_METHOD == "eggs"
+    assert {"magnitude", "wanda", "ri", "ria", "ria_cp", "eggs_paper", "eggs", "eggs+", "eggs-max"} <= METHODS.keys()
+    assert DEFAULT_METHOD == "eggs+"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -26,8 +26,8 @@ def test_a_row_binds_and_its_record_makes_the_same_method_again(name):
     again = Method(name, "", "", {}).with_options(record["steps"])
     assert again.to_dict() == record == row.to_dict()
     bound, other = row.bind(), again.bind()
-    assert [(s.name, s.function, dict(s.options)) for s in bound.steps.values()] == [
-        (s.name, s.function, dict(s.options)) for s in other.steps.values()
+    assert [(s.name, s.function, dict(s.options)) for s in bound.links] == [
+        (s.name, s.function, dict(s.options)) for s in other.links
     ]
 
 
@@ -68,13 +68,16 @@ def test_a_row_after_a_plus_brings_all_its_steps():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("eggz", "no method is named 'eggz', did you mean 'eggs'?; known: magnitude, wanda, "),
+        ("eggz", "no method is named 'eggz', did you mean 'eggs'?; `eggs methods` lists them"),
         ("ria-pc", "no method is named 'ria-pc', did you mean 'ria_cp'?"),
-        ("xyzzy", "no method is named 'xyzzy'; known: "),
-        ("", "no method is named ''; known: "),
+        ("xyzzy", "no method is named 'xyzzy'; `eggs methods` lists them"),
+        ("", "no method is named ''; `eggs methods` lists them"),
         ("top+wanda", "no method is named 'top+wanda'"),
-        ("wanda+expandr", "'expandr' is neither a step nor a method, did you mean 'expander'?; known: "),
-        ("wanda+", "'' is neither a step nor a method; known: "),
+        (
+            "wanda+expandr",
+            "'expandr' is neither a step nor a method, did you mean 'expander'?; `eggs methods` lists them",
+        ),
+        ("wanda+", "'' is neither a step nor a method; `eggs methods` lists them"),
     ],
 )
 def test_an_unknown_method_is_named_with_the_nearest(name, message):

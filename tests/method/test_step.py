@@ -61,7 +61,11 @@ def test_with_options_changes_some_and_keeps_the_others():
         ("select", "xyzzy", "steps.select: no select step is named 'xyzzy'; known: "),
         ("select", "_blocks", "no select step is named '_blocks'"),
         ("select", "wanda", "no select step is named 'wanda'"),
-        ("scor", "ria", "steps.scor: no such slot, expected one of score, permute, select, refine, update, did you"),
+        (
+            "scor",
+            "ria",
+            "steps.scor: no such slot, expected one of correct, score, permute, select, refine, update, tune",
+        ),
         ("score", "x:", "no score step is named 'x:'"),
         ("score", "no_such_package.x:f", "'no_such_package.x:f' cannot be imported (ModuleNotFoundError"),
         ("score", "math:sinus", "'math:sinus' cannot be imported (AttributeError"),

@@ -6,9 +6,11 @@ from oracles import permutation as oracle
 from oracles import selection
 
 from eggs_ptp.core import order as orders
+from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import MethodError, PatternError
 from eggs_ptp.method.step import Step
+from eggs_ptp.permute import _assign
 from eggs_ptp.permute.deal import deal
 
 PATTERNS = [Pattern(1, 2), Pattern(1, 4), Pattern(2, 4), Pattern(3, 4), Pattern(3, 8), Pattern(4, 8), Pattern(7, 8)]
@@ -75,11 +77,17 @@ def test_the_refinement_finds_the_best_assignment_of_each_place(pattern, seed):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@given(seed=st.integers(0, 10**6), blocks=st.integers(1, 9))
-@settings(max_examples=5, deadline=None)
-def test_the_refinement_never_lowers_the_retained_score(pattern, seed, blocks):
+@given(
+    seed=st.integers(0, 10**6),
+    blocks=st.integers(1, 9),
+    rows=st.none() | st.integers(1, 9),
+    widest=st.none() | st.integers(1, 9),
+)
+@settings(max_examples=8, deadline=None)
+def test_the_refinement_never_lowers_the_retained_score(pattern, seed, blocks, rows, widest):
     score = scores(seed, 8, 8 * pattern.group)
-    dealt, refined = deal(score, pattern), deal(score, pattern, assign=True, blocks=blocks)
+    options = {"blocks": blocks, "rows": rows, "widest": widest}
+    dealt, refined = deal(score, pattern), deal(score, pattern, assign=True, **options)
     orders.check(refined, score.shape[1], "refined")
     assert retained(score, refined, pattern) >= retained(score, dealt, pattern) * (1 - 1e-12)
 
@@ -98,6 +106,45 @@ def test_blocks_of_groups_are_refined_each_for_itself():
         alone = score[:, before].contiguous()
         assert retained(alone, orders.identity(16), Pattern(2, 4)) < retained(score, after, Pattern(2, 4))
     assert torch.equal(deal(score, Pattern(2, 4), assign=True, blocks=16), dealt)  # one group a block
+
+
+@pytest.mark.parametrize("widest", [5, 8, 15])
+def test_many_groups_are_refined_in_parts_that_are_spread_over_all(widest):
+    score = scores(4, 16, 64)  # 16 groups
+    dealt, refined = deal(score, Pattern(2, 4)), deal(score, Pattern(2, 4), assign=True, widest=widest)
+    parts = {5: 4, 8: 2, 15: 2}[widest]
+    for first in range(parts):
+        before, after = (order.view(-1, 4)[first::parts] for order in (dealt, refined))
+        assert before.flatten().sort().values.equal(after.flatten().sort().values)
+        alone = score[:, before.flatten()].contiguous()
+        # A part by itself is refined as the whole would be: its channels, in the places they were dealt to.
+        found = _assign.refine(alone, orders.identity(before.numel()), Pattern(2, 4), 1)
+        assert torch.equal(before.flatten()[found], after.flatten())
+    assert torch.equal(deal(score, Pattern(2, 4), assign=True, widest=1), dealt)  # one group a part
+    whole = deal(score, Pattern(2, 4), assign=True)
+    assert torch.equal(deal(score, Pattern(2, 4), assign=True, widest=16), whole)
+    assert retained(score, dealt, Pattern(2, 4)) < retained(score, refined, Pattern(2, 4))
+    assert not torch.equal(refined, whole)
+
+
+def test_an_assignment_may_look_at_evenly_spaced_rows_only(monkeypatch):
+    score = scores(5, 40, 64)
+    looked_at = []
+    best = _assign._best_assignment
+    monkeypatch.setattr(_assign, "_best_assignment", lambda *given: looked_at.append(given) or best(*given))
+    some, whole = (deal(score, Pattern(2, 4), assign=True, rows=rows) for rows in (8, None))
+    assert [given[0].shape[1] for given in looked_at] == [8] * 4 + [40] * 4
+    for few, all_rows in zip(looked_at[0], looked_at[4], strict=True):
+        assert torch.equal(few, all_rows[:, ::5])
+    dealt = deal(score, Pattern(2, 4))
+    gains = [retained(score, order, Pattern(2, 4)) for order in (dealt, some, whole)]
+    assert gains[0] < gains[1] < gains[2]
+
+
+def test_an_assignment_of_rows_that_all_say_the_same_needs_only_one():
+    score = scores(6, 1, 32).expand(12, 32)
+    found = [deal(score, Pattern(2, 4), assign=True, rows=rows) for rows in (1, 12)]
+    assert retained(score, found[0], Pattern(2, 4)) == pytest.approx(retained(score, found[1], Pattern(2, 4)))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -127,7 +174,22 @@ def test_a_width_that_cannot_be_cut_and_an_unstructured_pattern_are_refused():
     assert Step("deal").bind("permute").patterns is Pattern
 
 
-@pytest.mark.parametrize("options", [{"blocks": 0}, {"sparsity": 1.0}, {"dealing": "snake"}, {"channel_score": "max"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"blocks": 0}, {"rows": 0}, {"widest": 0}, {"sparsity": 1.0}, {"dealing": "snake"}, {"channel_score": "max"}],
+)
 def test_other_options_are_refused(options):
     with pytest.raises(MethodError, match=r"steps\.permute"):
         Step("deal", options).bind("permute")
+
+
+def test_more_passes_never_lower_the_retained_score():
+    score = torch.rand(40, 32, generator=torch.Generator().manual_seed(5))
+    pattern = Pattern(2, 4)
+
+    def retained(order):
+        moved = score[:, order]
+        return float((moved * keep_top(moved, pattern)).sum(dtype=torch.float64))
+
+    once, thrice = (retained(deal(score, pattern, assign=True, passes=passes)) for passes in (1, 3))
+    assert retained(deal(score, pattern)) < once < thrice

@@ -32,7 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "pattern": "0.5",
         "steps": {"select": {"count": "original", "group": "row"}},
     },
-    "ria_a0.5_2:4_reallocation_lsa": {"method": "ria_cp", "pattern": "2:4", "share": "matrix"},
+    "ria_a0.5_2:4_reallocation_lsa": {"method": "ria_cp", "pattern": "2:4", "share": "matrix", "orders": "mask"},
     "sparsegpt_0.5": {"method": "sparsegpt", "pattern": "0.5", "steps": {"update": {"original": True}}},
     "sparsegpt_2:4": {"method": "sparsegpt", "pattern": "2:4", "steps": {"update": {"original": True}}},
     "dsnot_wanda_0.6_mlp_skipped": {"method": "dsnot", "pattern": "0.6", "steps": _DSNOT},

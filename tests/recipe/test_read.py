@@ -78,7 +78,7 @@ def test_the_calibration_flags():
         "seed": None,
         "sampling": "documents",
         "text_field": "body",
-        "statistics": "block",
+        "statistics": None,
         "propagate": "pruned",
     }
     assert read_recipe(include=["a"], exclude=("b", "c")).exclude == ("b", "c")
@@ -210,3 +210,17 @@ def test_an_unknown_list_of_tables_is_named_with_its_line(tmp_path):
     with pytest.raises(RecipeError, match=r"recipe\.toml, line 3: rules: unknown key; known: seed, ") as caught:
         read_recipe(path)
     assert "did you mean" not in str(caught.value)
+
+
+def test_a_chain_is_a_list_of_tables_or_of_names(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'method = "ria_cp"\n[[steps.update]]\nname = "sparsegpt"\n[[steps.update]]\nname = "pcg"\niterations = 5\n'
+    )
+    found = read_recipe(path)
+    assert found.steps == {"update": [{"name": "sparsegpt"}, {"name": "pcg", "iterations": 5}]}
+    listed = read_recipe(None, ['steps.update=["sparsegpt", "pcg"]'], method="ria_cp")
+    assert [link.name for link in listed.bound().steps["update"].links] == ["sparsegpt", "pcg"]
+    path.write_text(path.read_text().replace("= 5", "= -5"))
+    with pytest.raises(RecipeError, match=r"line 6: steps\.update\[1\]\.iterations: -5 is not possible"):
+        read_recipe(path)

@@ -22,7 +22,8 @@ def test_defaults():
     assert recipe.to_dict() == {
         "seed": 0,
         "pattern": "2:4",
-        "method": "eggs",
+        "method": "eggs+",
+        "orders": "fold",
         "share": "readers",
         "mask": None,
         "steps": {},
@@ -35,12 +36,12 @@ def test_defaults():
             "seed": None,
             "sampling": "packed",
             "text_field": "text",
-            "statistics": "block",
+            "statistics": None,
             "propagate": "pruned",
         },
         "targets": [],
     }
-    assert recipe.bound().method == METHODS["eggs"]
+    assert recipe.bound().method == METHODS["eggs+"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_patterns_of_another_kind(pattern):
 
 def test_methods_by_any_spelling_of_their_name():
     assert Recipe(method="RIA-CP").method == "ria_cp"
-    assert refusal(method="wandaa").startswith("method: no method is named 'wandaa', did you mean 'wanda'?; known: ")
+    assert refusal(method="wandaa").startswith("method: no method is named 'wandaa', did you mean 'wanda'?; ")
 
 
 @pytest.mark.parametrize("seed", [1.0, "1", True, None])
@@ -104,7 +105,10 @@ def test_a_string_is_a_step_s_name():
 @pytest.mark.parametrize(
     ("steps", "told"),
     [
-        ({"scor": {"alpha": 1}}, "steps.scor: unknown key, did you mean 'score'?; known: score, permute, select, "),
+        (
+            {"scor": {"alpha": 1}},
+            "steps.scor: unknown key, did you mean 'score'?; known: correct, score, permute, ",
+        ),
         ({"score": {"alpha": "high"}}, "steps.score.alpha: 'high' is not possible: "),
         ({"score": {"alpa": 0.5}}, "steps.score.alpa: score step 'ria' has no option 'alpa', did you mean 'alpha'?"),
         ({"score": "wnda"}, "steps.score: no score step is named 'wnda', did you mean 'wanda'?"),
@@ -174,6 +178,14 @@ def test_calibration_values(keys, told):
     assert refusal(calibration=keys).startswith(f"calibration.{told}")
 
 
+@pytest.mark.parametrize("given", [{}, {"orders": "fold"}])
+def test_orders_of_single_matrices_cannot_be_folded(given):
+    line = refusal(share="matrix", **given)
+    assert line.startswith('share = "matrix" gives each matrix a channel order of its own, and orders = "fold" (the')
+    assert line.endswith('can only fold orders that readers share; give orders = "gather" or "mask" with it')
+    assert Recipe(share="matrix", orders="gather").share == "matrix"
+
+
 def test_every_finding_is_told():
     line = refusal(seed="x", share="all", calibration={"nsamples": 0})
     assert [part.split(":")[0] for part in line.split("; ")] == ["seed", "share", "calibration.nsamples"]
@@ -187,10 +199,42 @@ def test_words_of_other_tools_and_places_lead_to_ours(key, mean):
     assert refusal(**{key: 1}).startswith(f"{key}: unknown key, did you mean {mean!r}?; known: seed, pattern, ")
 
 
+CHAINS = [
+    ["sparsegpt", "pcg"],
+    [{"name": "alps", "rho": 0.2}, "connect", {"name": "pcg", "iterations": 40}],
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_update_steps_can_be_a_list(tmp_path, chain):
+    recipe = Recipe(method="ria_cp", steps={"update": chain}, targets=[{"match": "a", "steps": {"update": chain}}])
+    tables = [{"name": link} if isinstance(link, str) else link for link in chain]
+    assert recipe.steps["update"] == recipe.to_dict()["steps"]["update"] == tables
+    assert [link.name for link in recipe.bound().steps["update"].links] == [link["name"] for link in tables]
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.to_toml(), encoding="utf-8")
+    assert read_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ({"update": ["sparsegpt", "pcq"]}, "steps.update[1]: no update step is named 'pcq', did you mean 'pcg'?"),
+        ({"update": ["sparsegpt", 3]}, "steps.update: expected a table, came 3"),
+        ({"update": []}, "steps.update: expected the steps of a chain, came none"),
+        ({"score": ["ria", "wanda"]}, "steps.score: expected one step, came 'ria+wanda'; only update has chains"),
+        ({"update": ["pcg", {"name": "pcg", "damping": -1}]}, "steps.update[1].damping: -1 is not possible: "),
+    ],
+)
+def test_chains_are_checked_when_the_recipe_is_made(steps, told):
+    assert refusal(method="ria", steps=steps).startswith(told)
+
+
 FULL = {
     "seed": 3,
     "pattern": 0.5,
     "method": "ria",
+    "orders": "mask",
     "share": "matrix",
     "steps": {"score": {"alpha": 0.25}},
     "include": ["model.*"],

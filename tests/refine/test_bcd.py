@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import layer
 from oracles import least_squares as oracle
 from torch import Tensor
 
@@ -14,14 +15,6 @@ from eggs_ptp.refine.bcd import bcd
 from eggs_ptp.select.expander import expander
 
 PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8), (2, 5), (1, 2)]
-
-
-def layer(out: int, width: int, *, tokens: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight (out, in) and the gram of correlated inputs of unlike scales."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens or 4 * width, width, generator=generator) @ torch.randn(width, width, generator=generator)
-    x *= torch.rand(width, generator=generator).mul(2).exp()
-    return torch.randn(out, width, generator=generator), x.T @ x / len(x)
 
 
 def chosen(weight: Tensor, pattern: Pattern, gram: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,14 +35,6 @@ READINGS: list[dict[str, Any]] = [
     {"variance": "all", "same_sign": "always", "max_cycles": 2},
 ]
 STATISTICS = ("mean", "var", "var_within", "norm")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def layer(out: int, width: int, seed: int = 0) -> dict[str, Tensor]:

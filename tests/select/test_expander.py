@@ -217,7 +217,7 @@ def test_auto_depends_neither_on_its_stride_nor_on_its_memory(monkeypatch: pytes
     runs = []
     for stride, elements in ((4, 1 << 21), (1, 1 << 21), (100, 1 << 21), (7, 1)):
         monkeypatch.setattr("eggs_ptp.select.expander._FIRST_SPAN", stride)
-        monkeypatch.setattr("eggs_ptp.select.expander._ELEMENTS", elements)
+        monkeypatch.setattr("eggs_ptp.core.floor._ELEMENTS", elements)
         runs += [expander(score, weight, Pattern(2, 4), norm, B=B, diagonal="best", loss=0.004) for B in ("auto", 50)]
     for run, first in zip(runs, runs[:2] * 4, strict=True):
         assert torch.equal(run.value, first.value)
@@ -231,7 +231,7 @@ def test_importance_does_not_depend_on_how_rows_are_split(kind: str, monkeypatch
     for rri in ("activation", "weight", "score"):
         monkeypatch.undo()
         whole = expander(score, weight, Pattern(2, 4), norm, B=3, rri=rri)
-        monkeypatch.setattr("eggs_ptp.select._rows._ELEMENTS", 16 * 5)
+        monkeypatch.setattr("eggs_ptp.core.rows._ELEMENTS", 16 * 5)
         monkeypatch.setattr("eggs_ptp.select.expander._CACHED", 16 * 5)
         parts = expander(score, weight, Pattern(2, 4), norm, B=3, rri=rri)
         assert torch.equal(whole.value, parts.value)
@@ -319,7 +319,7 @@ def test_the_step_refuses_impossible_values(options: dict[str, Any]) -> None:
 )
 def test_undefined_readings_are_refused_even_without_blocks(pattern, options, error) -> None:
     score, weight, norm = layer("plain", 8, 8)
-    with pytest.raises(error, match=r"steps\.select\."):
+    with pytest.raises(error, match=r"^(steps\.select\.|diagonal 'block')"):
         expander(score, weight, Pattern(*pattern), norm, B=0, **options)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import layer
 from oracles import least_squares as oracle
 from torch import Tensor
 from torch.testing import assert_close
@@ -17,14 +18,6 @@ from eggs_ptp.update.pcg import pcg
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 PATTERNS: list[AnyPattern] = [Pattern(2, 4), Pattern(1, 4), Pattern(3, 4), Pattern(4, 8), Unstructured(0.5)]
-
-
-def layer(out: int, width: int, *, tokens: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight (out, in) and the gram of correlated inputs of unlike scales."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens or 4 * width, width, generator=generator) @ torch.randn(width, width, generator=generator)
-    x *= torch.rand(width, generator=generator).mul(2).exp()
-    return torch.randn(out, width, generator=generator), x.T @ x / len(x)
 
 
 def losses(weight: Tensor, updated: Tensor, gram: Tensor, damping: float = 0.01) -> Tensor:

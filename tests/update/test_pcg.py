@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import layer
 from oracles import least_squares as oracle
 from torch import Tensor
 from torch.testing import assert_close
@@ -14,14 +15,6 @@ from eggs_ptp.update.pcg import pcg
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 PATTERNS: list[AnyPattern] = [Pattern(2, 4), Pattern(1, 4), Pattern(3, 4), Pattern(4, 8), Unstructured(0.5)]
-
-
-def layer(out: int, width: int, *, tokens: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight (out, in) and the gram of correlated inputs of unlike scales."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens or 4 * width, width, generator=generator) @ torch.randn(width, width, generator=generator)
-    x *= torch.rand(width, generator=generator).mul(2).exp()
-    return torch.randn(out, width, generator=generator), x.T @ x / len(x)
 
 
 def chosen(weight: Tensor, pattern: AnyPattern, gram: Tensor) -> Tensor:
@@ -166,3 +159,64 @@ def test_the_scale_of_the_inputs_changes_nothing():
     weight, gram = layer(4, 16)
     mask = chosen(weight, Pattern(2, 4), gram)
     assert torch.equal(pcg(weight, mask, gram)[0], pcg(weight, mask, gram * 2.0**-40)[0])
+
+
+@given(out=st.integers(1, 6), groups=st.integers(1, 8), tokens=st.integers(1, 100), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_after_sparsegpt_no_iteration_raises_any_rows_loss(out, groups, tokens, seed):
+    weight, gram = layer(out, 4 * groups, tokens=tokens, seed=seed)
+    swept, mask = sparsegpt(weight, None, Pattern(2, 4), gram, damping=0.1)
+    hessian = oracle.damped(gram, 0.1)
+    size = oracle.losses(weight, torch.zeros_like(weight), hessian)
+    before = oracle.losses(weight, swept, hessian)
+    for iterations in (0, 1, 2, 5, 20, 100):
+        updated, same = pcg(weight, mask, gram, swept, damping=0.1, iterations=iterations, tolerance=0.0)
+        after = oracle.losses(weight, updated, hessian)
+        assert (after <= before + 5e-5 * size).all()
+        assert same is mask
+        before = after
+
+
+def test_it_starts_where_it_is_told_to_and_ends_where_it_would_have():
+    weight, gram = layer(8, 24)
+    mask = chosen(weight, Pattern(2, 4), gram)
+    start = weight * mask * 0.5
+    assert torch.equal(pcg(weight, mask, gram, start, iterations=0)[0], start)
+    ends = [pcg(weight, mask, gram, begin, iterations=200, tolerance=0.0)[0] for begin in (None, start)]
+    assert_close(*ends, rtol=2e-3, atol=2e-4)
+
+
+def test_inputs_that_never_fired_keep_dense_weights_whatever_came_before():
+    weight, gram = layer(6, 16)
+    gram[:, 4], gram[4] = 0.0, 0.0
+    mask = chosen(weight, Pattern(2, 4), gram)
+    mask[:, 4:8] = torch.tensor([True, True, False, False])
+    updated, _ = pcg(weight, mask, gram, torch.full_like(weight, 9.0))
+    assert torch.equal(updated[:, 4], weight[:, 4])
+
+
+@pytest.mark.parametrize(("tokens", "times"), [(16, 32.0), (64, 8.0), (256, 2.0), (512, 1.0), (100_000, 1.0)])
+def test_damping_grows_where_tokens_are_few(tokens, times):
+    weight, gram = layer(5, 16)
+    mask = chosen(weight, Pattern(2, 4), gram)
+    found, _ = pcg(weight, mask, gram, tokens=torch.tensor(float(tokens)))
+    assert torch.equal(found, pcg(weight, mask, gram, damping=0.01 * times)[0])
+
+
+def test_what_few_tokens_teach_is_better_than_nothing_for_others():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(64, 64, generator=generator) * torch.linspace(0, -1, 64).exp()
+    weight = torch.randn(48, 64, generator=generator)
+    seen, unseen = (torch.randn(n, 64, generator=generator) @ mix.T for n in (32, 20_000))
+    gram, truth = seen.T @ seen / 32, unseen.T @ unseen / 20_000
+    mask = chosen(weight, Pattern(2, 4), gram)
+    lost = {
+        name: float(oracle.losses(weight, updated, oracle.damped(truth, 0.0)).sum())
+        for name, updated in {
+            "none": weight * mask,
+            "plain": pcg(weight, mask, gram)[0],
+            "scaled": pcg(weight, mask, gram, tokens=torch.tensor(32.0))[0],
+        }.items()
+    }
+    assert lost["scaled"] < lost["plain"]
+    assert lost["scaled"] < lost["none"]

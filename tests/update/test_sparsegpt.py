@@ -1,10 +1,9 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import layer
 from oracles import sparsegpt as oracle
 from torch import Tensor
 from torch.testing import assert_close
@@ -16,22 +15,6 @@ from eggs_ptp.method.step import Step
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8), (2, 5), (1, 2), (9, 20)]  # the last is too wide to compare all pairs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def layer(out: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """A weight (out, in) and the gram of correlated inputs of unlike scales."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(3 * width + 4, width, generator=generator) @ torch.randn(width, width, generator=generator)
-    x *= torch.rand(width, generator=generator).mul(2).exp()
-    return torch.randn(out, width, generator=generator), x.T @ x / len(x)
 
 
 def doubles(*tensors: Tensor) -> list[np.ndarray]:
@@ -65,6 +48,15 @@ def test_blocks_are_chosen_and_made_up_for_as_in_the_paper(block, sparsity):
     assert_close(updated, torch.from_numpy(want).float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
+def test_in_float64_it_is_the_paper_to_the_last_digits(pattern):
+    weight, gram = layer(40, 48)
+    updated, mask = sparsegpt(weight, None, pattern, gram.double())
+    want, want_mask = oracle.by_group(*doubles(weight), pattern.keep, pattern.group, *doubles(gram), 0.01)
+    assert torch.equal(mask, torch.from_numpy(want_mask))
+    assert_close(updated, torch.from_numpy(want), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("width", [1, 3, 8, 9, 37])
 def test_a_given_mask_is_kept_and_made_up_for(width):
     weight, gram = layer(4, width)
@@ -95,7 +87,7 @@ def test_the_block_size_changes_nothing_for_groups():
 )
 @settings(max_examples=60, deadline=None)
 def test_exactly_the_share_of_the_matrix_goes(out, width, block, sparsity, dead, seed):
-    weight, gram = layer(out, width, seed)
+    weight, gram = layer(out, width, seed=seed)
     silent = [j for j in dead if j < width]
     gram[silent], gram[:, silent] = 0.0, 0.0
     if len(silent) == width:
@@ -118,7 +110,7 @@ def test_exactly_the_share_of_the_matrix_goes(out, width, block, sparsity, dead,
 @settings(max_examples=60, deadline=None)
 def test_every_group_keeps_n_of_m(pattern, groups, dead, levels, seed):
     kept, group = pattern
-    weight, gram = layer(4, group * groups, seed)
+    weight, gram = layer(4, group * groups, seed=seed)
     weight = weight.mul(levels).round() if levels else weight  # ties, and zeros
     silent = [j for j in dead if j < len(gram) - 1]
     gram[silent], gram[:, silent] = 0.0, 0.0
@@ -139,7 +131,7 @@ def test_uncorrelated_inputs_make_it_a_rank_by_magnitude_and_leave_the_kept_weig
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Unstructured(0.5)], ids=str)
 def test_making_up_lowers_the_error_of_the_outputs(pattern):
-    weight, gram = layer(16, 64)
+    weight, gram = layer(16, 64, tokens=196)
     chosen, mask = sparsegpt(weight, None, pattern, gram)
     assert loss(weight, chosen, gram) < 0.8 * loss(weight, weight * mask, gram)
     start = keep_top(weight.abs() * gram.diagonal().sqrt(), pattern)

@@ -44,7 +44,14 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
         f"| calibration | {_calibration(record)} |",
         f"| recipe sha256 | `{record.recipe_sha256}` |",
     ]
-    if permuted:
+    if record.orders == "fold":
+        lines += [
+            "",
+            "The channels of the model stand in another order than the base model's, which changes nothing that it "
+            "computes: every N:M matrix satisfies its pattern in the column order that it is stored in. The orders "
+            "are kept in `eggs/orders.safetensors`, and `eggs verify --against` undoes them to compare.",
+        ]
+    elif permuted:
         lines += [
             "",
             f"{permuted} matrices satisfy their pattern in a channel order of their own, kept in "

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -61,37 +61,49 @@ class Draft:
         """Put one block's tensors on disk."""
         save_tensors(tensors, self.folder / f"block-{index:05d}.safetensors")
 
-    def finish(self, shards: Shards, orders: Mapping[str, Tensor], manifest: Mapping[str, object], card: str) -> None:
+    def finish(
+        self,
+        shards: Shards,
+        orders: Mapping[str, Tensor],
+        manifest: Mapping[str, object],
+        card: str,
+        change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+    ) -> None:
         """Add everything that is not in a block, and move the folder into place.
 
-        Tensors outside the blocks, config, generation config and tokenizer files are the source's own, byte for
-        byte.
+        Tensors outside the blocks, by name as `change` leaves them, config, generation config and tokenizer files are
+        the source's own, byte for byte.
 
         Raises:
             CheckpointError: something cannot be written; the previous output is untouched.
         """
         try:
-            self._gather(shards)
+            self._gather(shards, change)
             if orders:
                 (self.folder / "eggs").mkdir()
                 save_tensors(orders, self.folder / ORDERS)
-            for file in sorted(shards.folder.iterdir()):
-                if (
-                    file.is_file()
-                    and (file.suffix in _COPIED or file.name.startswith(_NAMED))
-                    and file.name not in _OURS
-                ):
-                    (self.folder / file.name).write_bytes(file.read_bytes())
+            self.copy_files(shards.folder)
             (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             (self.folder / CARD).write_text(card, encoding="utf-8")
-            umask = os.umask(0)
-            os.umask(umask)
-            self.folder.chmod(0o777 & ~umask)  # mkdtemp makes it private
-            self._move()
+            self.publish()
         except OSError as error:
             raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
 
-    def _gather(self, shards: Shards) -> None:
+    def copy_files(self, folder: Path) -> None:
+        """Take over a folder's config, generation config, tokenizer files and licences, byte for byte."""
+        for file in sorted(folder.iterdir()):
+            named = file.suffix in _COPIED or file.name.startswith(_NAMED)
+            if file.is_file() and named and file.name not in _OURS:
+                (self.folder / file.name).write_bytes(file.read_bytes())
+
+    def publish(self) -> None:
+        """Move the folder into place."""
+        umask = os.umask(0)
+        os.umask(umask)
+        self.folder.chmod(0o777 & ~umask)  # mkdtemp makes it private
+        self._move()
+
+    def _gather(self, shards: Shards, change: Callable[[str, Tensor], Tensor]) -> None:
         """Turn the block files and the rest into model.safetensors, or into shards with an index."""
         blocks = sorted(self.folder.glob("block-*.safetensors"))
         parts = {path: Shards.of_file(path) for path in blocks}
@@ -100,7 +112,7 @@ class Draft:
         total = sum(shards.bytes(name) for name in shards.names)
         if total <= _ONE_FILE:
             tensors = {name: part.read(name) for part in parts.values() for name in part.names}
-            tensors.update({name: shards.read_sound(name) for name in rest})
+            tensors.update({name: change(name, shards.read_sound(name)) for name in rest})
             save_tensors(tensors, self.folder / "model.safetensors")
             for path in blocks:
                 path.unlink()
@@ -112,7 +124,7 @@ class Draft:
             where.update(dict.fromkeys(parts[path].names, target))
             path.rename(self.folder / target)
         target = f"model-{count:05d}-of-{count:05d}.safetensors"
-        save_tensors({name: shards.read_sound(name) for name in rest}, self.folder / target)
+        save_tensors({name: change(name, shards.read_sound(name)) for name in rest}, self.folder / target)
         where.update(dict.fromkeys(rest, target))
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

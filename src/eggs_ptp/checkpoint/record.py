@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # that can be read; 1 had neither `orders` nor `in_order`, as it never folded
 _VERSIONS = ("eggs-ptp", "torch", "transformers", "safetensors", "numpy", "scipy")
 
 
@@ -13,12 +14,18 @@ _VERSIONS = ("eggs-ptp", "torch", "transformers", "safetensors", "numpy", "scipy
 class RunRecord:
     """The recipe, where it ran, and one record a matrix.
 
-    `untouched` has the SHA-256 of every tensor that was taken over as it was.
+    `orders` is what became of the channel orders: "fold" (they are in the weights of the whole model, those of each
+    space in `eggs/orders.safetensors`), "gather" or "mask" (weights are in the source's order, those of each permuted
+    matrix in the file, to be gathered at run time or not); null where there are none. `untouched` has the SHA-256 of
+    every stored tensor that was neither pruned nor tuned; `tuned` names those that were not pruned but tuned with their
+    block, such as biases.
 
     A matrix's record has its name, shape, pattern, method, density (share of weights kept), nonzero (how many of them
-    are not zero themselves), `permuted` (its order is in `eggs/orders.safetensors`), `updated` (kept weights were
+    are not zero themselves), `permuted` (its mask was chosen in an order that is not the source's), `in_order` (it
+    satisfies its N:M pattern in the column order that it is stored in), `updated` (kept weights were
     changed too), `output_error` (||X (W - W')^T||^2 / ||X W^T||^2 over about 256 calibration tokens; null without
-    calibration), seconds (of its reader group, divided evenly) and whatever its steps noted, such as B.
+    calibration, and before the block is tuned), seconds (of its reader group, divided evenly), what its steps noted,
+    such as B, and `tune`, what the tune step noted of the whole block.
     """
 
     source: dict[str, Any]
@@ -29,11 +36,13 @@ class RunRecord:
     dtype: str
     matrices: list[dict[str, Any]] = field(default_factory=list)
     untouched: dict[str, str] = field(default_factory=dict)
+    tuned: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     baseline_memory_bytes: int = 0
     output: str = ""
+    orders: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `eggs.json`. `output` is where the folder is, so it is not part of it."""
@@ -46,12 +55,14 @@ class RunRecord:
             "calibration": self.calibration,
             "device": self.device,
             "dtype": self.dtype,
+            "orders": self.orders,
             "seconds": self.seconds,
             "stages": self.stages,
             "peak_memory_bytes": self.peak_memory_bytes,
             "baseline_memory_bytes": self.baseline_memory_bytes,
             "matrices": self.matrices,
             "untouched": self.untouched,
+            "tuned": self.tuned,
         }
 
 

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
-from eggs_ptp.checkpoint.record import FORMAT
+from eggs_ptp.checkpoint.record import FORMATS
+from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.errors import CheckpointError
+from eggs_ptp.errors import CheckpointError, MethodError
+from eggs_ptp.models.fold import Fold
 from eggs_ptp.models.folder import read_config
+from eggs_ptp.models.load import load_heads
 from eggs_ptp.models.table import family_for
 
 
@@ -52,8 +55,8 @@ class Verification:
 def verify_folder(folder: Path, against: Path | None = None, pattern: str | None = None) -> Verification:
     """Check every group, the densities, ties, finite values, and every tensor that had to stay.
 
-    These are compared with the hashes that the record has of them, and with `against` the source itself, which shows
-    too whether kept weights are what they were.
+    These are compared with the hashes that the record has of them, and with `against` the source itself, after
+    folded orders have been undone, which shows too whether kept weights are what they were.
 
     A folder without `eggs.json` (made by another tool) can be checked for a `pattern` in its block linears.
 
@@ -61,17 +64,23 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
         CheckpointError: no record of what to expect, or a broken one.
         ModelError: the folder is no model.
     """
-    config = read_config(folder)
-    shards = Shards(folder)
+    config = read_config(folder, packed=True)
+    shards = open_shards(folder)
     matrices = _expected(folder, config, shards, pattern)
     if not matrices:
         raise CheckpointError(f"{folder}: no matrix is recorded or recognised as pruned, so there is nothing to check")
     orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
     checks = [*_matrix_checks(shards, matrices, orders), _finite(shards), _ties(config, shards)]
-    checks.append(_untouched(folder, shards, {f"{matrix['name']}.weight" for matrix in matrices}))
-    if against is not None:
-        source = Shards(against)
-        checks += _unchanged(shards, source, {f"{matrix['name']}.weight": matrix for matrix in matrices})
+    record = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+    tuned = set(record.get("tuned", ()))
+    checks.append(_untouched(folder, shards, tuned | {f"{matrix['name']}.weight" for matrix in matrices}))
+    folded = record.get("orders") == "fold"
+    undo, broken = _undoing(folder, config, matrices, orders) if folded else (None, None)
+    if broken is not None:
+        checks.append(broken)
+    elif against is not None:
+        of = {f"{matrix['name']}.weight": matrix for matrix in matrices}
+        checks += _unchanged(shards, Shards(against), of, undo, tuned)
     return Verification(str(folder), tuple(checks))
 
 
@@ -91,11 +100,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no {MANIFEST}, so not a folder that eggs has pruned")
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {found['format']}, this version reads format {FORMAT}")
+        if found["format"] not in FORMATS:
+            known = " and ".join(str(number) for number in FORMATS)
+            raise CheckpointError(f"{path}: format {found['format']}, this version reads format {known}")
         found["source"]["model"]
         for matrix in found["matrices"]:
             _ = [matrix[key] for key in ("name", "pattern", "density", "permuted", "updated")]
+            matrix.setdefault("in_order", not matrix["permuted"])  # format 1, which never folded
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a record that this version can read ({error!r})") from error
     return found
@@ -110,7 +121,14 @@ def _expected(folder: Path, config: dict[str, Any], shards: Shards, pattern: str
     linears = family_for(str(config["model_type"]), str(folder)).linears
     endings = tuple(f".{linear.path}.weight" for linear in linears)
     return [
-        {"name": name.removesuffix(".weight"), "pattern": pattern, "density": None, "permuted": False, "updated": True}
+        {
+            "name": name.removesuffix(".weight"),
+            "pattern": pattern,
+            "density": None,
+            "permuted": False,
+            "in_order": True,
+            "updated": True,
+        }
         for name in shards.names
         if name.endswith(endings)
     ]
@@ -123,7 +141,7 @@ def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shard
             yield Check(name, False, "recorded as pruned, but the folder does not have it")
             continue
         weight = shards.read(f"{name}.weight")
-        if matrix["permuted"]:
+        if matrix["permuted"] and not matrix["in_order"]:
             if orders is None or name not in orders:
                 yield Check(name, False, f"recorded as permuted, but {ORDERS} does not have its order")
                 continue
@@ -188,14 +206,33 @@ def _ties(config: dict[str, Any], shards: Shards) -> Check:
     return Check("ties", same, "head and embeddings are equal" if same else f"{head} differs from {embedding}")
 
 
-def _unchanged(shards: Shards, source: Shards, pruned: dict[str, dict[str, Any]]) -> Iterator[Check]:
+def _undoing(
+    folder: Path, config: dict[str, Any], matrices: list[dict[str, Any]], orders: Shards | None
+) -> tuple[Fold | None, Check | None]:
+    """The fold that the folder's weights are in, or what is wrong with its record."""
+    family = family_for(str(config["model_type"]), str(folder))
+    try:
+        fold = Fold(family, load_heads(folder), {name: orders.read(name) for name in orders.names} if orders else {})
+    except MethodError as error:
+        return None, Check("orders", False, f"{ORDERS}: {error}")
+    for matrix in matrices:
+        if matrix["permuted"] and fold.axes(f"{matrix['name']}.weight")[1:] in ((), (None,)):
+            return None, Check("orders", False, f"{ORDERS} does not have the order folded into {matrix['name']}")
+    return fold, None
+
+
+def _unchanged(
+    shards: Shards, source: Shards, pruned: dict[str, dict[str, Any]], fold: Fold | None, tuned: set[str]
+) -> Iterator[Check]:
     names = set(shards.names) ^ set(source.names)
     yield Check(
         "tensor names", not names, f"only in one of the two: {', '.join(sorted(names))}" if names else "the same"
     )
     moved, altered = [], []
-    for name in sorted(set(shards.names) & set(source.names)):
+    for name in sorted((set(shards.names) & set(source.names)) - tuned):
         mine, theirs = shards.read(name), source.read(name)
+        if fold is not None and mine.shape == theirs.shape:
+            mine = fold.undo(name, mine)
         if name not in pruned:
             if not _same(mine, theirs):
                 moved.append(name)

@@ -43,8 +43,13 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
     return factor
 
 
-def damped(gram: Tensor, damping: float) -> Tensor:
+_AMPLE = 32  # tokens per channel; measured on held-out text, more damping gains nothing from here on
+
+
+def damped(gram: Tensor, damping: float, tokens: Tensor | None = None) -> Tensor:
     """H = gram + damping * mean(diag gram) * I, in float32 at least.
+
+    Where `tokens` says how many gram was made of, `damping` is multiplied by max(1, 32 in / tokens).
 
     Raises:
         NumericsError: `gram` is zero or holds NaN.
@@ -53,5 +58,6 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     mean = hessian.diagonal().mean()
     if not mean > 0:
         raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
-    hessian.diagonal().add_(damping * mean)
+    scarce = 1.0 if tokens is None else max(1.0, _AMPLE * len(gram) / float(tokens))
+    hessian.diagonal().add_(scarce * damping * mean)
     return hessian

@@ -19,7 +19,8 @@ from eggs_ptp.errors import CalibrationError, NumericsError
 class Statistic:
     """What can be read from an activation: the sums it needs and how it is derived from them."""
 
-    side: str  # "input" or "output" of the linears that the activation belongs to
+    # "input" or "output" of the linears that the activation belongs to; "dense": with what the dense model has there.
+    side: str
     sums: tuple[str, ...]
     derive: Callable[["Moments"], Tensor]
     formula: str
@@ -31,18 +32,24 @@ class Moments:
     Only the sums that the `wanted` statistics need are collected.
     """
 
-    def __init__(self, width: int, wanted: frozenset[str], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, width: int, wanted: frozenset[str], device: torch.device | str = "cpu", *, dense_width: int = 0
+    ) -> None:
         self.width = width
         self.tokens = 0
         needed = {name for statistic in wanted for name in STATISTICS[statistic].sums}
         self.sums: dict[str, Tensor] = {}
         for name in sorted(needed):
-            # The Gram matrix stays in float32: its products come from float32 matrix products anyway.
-            shape, dtype = ((width, width), torch.float32) if name == "gram" else ((width,), torch.float64)
+            # Matrices stay in float32: their products come from float32 matrix products anyway.
+            shape = {"gram": (width, width), "cross": (dense_width, width)}.get(name, (width,))
+            dtype = torch.float32 if len(shape) == 2 else torch.float64
             self.sums[name] = torch.zeros(shape, dtype=dtype, device=device)
 
-    def add(self, activation: Tensor) -> None:
-        """Add a batch of whole windows: `activation` is (windows, tokens, width), or (tokens, width) for one window."""
+    def add(self, activation: Tensor, dense: Tensor | None = None) -> None:
+        """Add a batch of whole windows: `activation` is (windows, tokens, width), or (tokens, width) for one window.
+
+        `dense` is what the dense model has for the same tokens, (..., dense_width); only `cross` needs it.
+        """
         x = activation.detach().reshape(-1, self.width).float()  # (tokens, width)
         if "between" in self.sums:
             windows = x.view(*activation.shape[:-2][:1] or (1,), activation.shape[-2], self.width)
@@ -55,6 +62,9 @@ class Moments:
             self.sums["square"] += x.square().sum(0, dtype=torch.float64)
         if "gram" in self.sums:
             self.sums["gram"].addmm_(x.T, x)
+        if "cross" in self.sums:
+            assert dense is not None  # noqa: S101 - whoever wants it has the dense model's
+            self.sums["cross"].addmm_(dense.reshape(x.shape[0], dense.shape[-1]).float().T, x)
 
     def merge(self, other: "Moments") -> None:
         """Add the sums of another stretch of tokens."""
@@ -101,6 +111,14 @@ def _gram(moments: Moments) -> Tensor:
     return moments.sums["gram"] / moments.tokens
 
 
+def _cross(moments: Moments) -> Tensor:
+    return moments.sums["cross"] / moments.tokens
+
+
+def _tokens(moments: Moments) -> Tensor:
+    return torch.tensor(float(moments.tokens))
+
+
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
     {
         "input_norm": Statistic("input", ("square",), _norm, "n_j = ||X_j||_2 / sqrt(tokens), shape (in,)"),
@@ -116,5 +134,12 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
         ),
         "output_norm": Statistic("output", ("square",), _norm, "y_i = ||Y_i||_2 / sqrt(tokens), shape (out,)"),
         "gram": Statistic("input", ("gram",), _gram, "X^T X / tokens, shape (in, in)"),
+        "cross": Statistic(
+            "dense",
+            ("cross",),
+            _cross,
+            "Y^T X / tokens, shape (out, in): X as pruned so far, Y what the dense model puts out here",
+        ),
+        "tokens": Statistic("input", (), _tokens, "number of tokens that the others are means over, shape ()"),
     }
 )

@@ -1,7 +1,7 @@
 """Statistics of the activations inside one block, collected while it runs."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.core.stats import Moments
+from eggs_ptp.engine.dense import Residual, Target
 
 _SAMPLED_TOKENS = 256
 
@@ -19,28 +20,34 @@ class _Seen(Exception):  # noqa: N818 - a signal, not an error
 
 @dataclass(frozen=True)
 class Want:
-    """An activation to watch: the input or output of the linear at `path`, and the statistics asked for."""
+    """An activation to watch: the input or output of the linear at `path`, and the statistics asked for.
+
+    `target` is what the dense model has there, where a statistic compares the two.
+    """
 
     path: str
     width: int
     statistics: frozenset[str]
     side: Literal["input", "output"] = "input"
+    target: Target | None = None
 
 
 class Observation:
     """The sums over one activation, and evenly spaced tokens of it (for the output error of what is pruned)."""
 
     def __init__(self, want: Want, tokens: int, device: torch.device) -> None:
-        self.moments = Moments(want.width, want.statistics, device)
+        dense_width = want.target.values.shape[-1] if want.target else 0
+        self.moments = Moments(want.width, want.statistics, device, dense_width=dense_width)
+        self.of_inputs = want.target is not None and not want.target.writers
         self._stride = max(1, tokens // _SAMPLED_TOKENS)
         self._parts: list[Tensor] = []
 
-    def add(self, activation: Tensor) -> None:
-        """Take a batch of the activation, (..., width)."""
+    def add(self, activation: Tensor, dense: Tensor | None = None) -> None:
+        """Take a batch of the activation, (..., width), and what the dense model has for it, (..., dense width)."""
         x = activation.reshape(-1, activation.shape[-1])
         first = -self.moments.tokens % self._stride  # counted over all tokens, whatever the batches
         self._parts.append(x[first :: self._stride].to(torch.float32, copy=True))  # a view would keep the batch alive
-        self.moments.add(activation)
+        self.moments.add(activation, dense)
 
     @property
     def sample(self) -> Tensor:
@@ -49,42 +56,68 @@ class Observation:
 
 
 def observe(
-    block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], wants: Mapping[str, Want], batch: int
+    block: nn.Module,
+    hidden: Tensor,
+    kwargs: Mapping[str, Any],
+    wants: Mapping[str, Want],
+    batch: int,
+    *,
+    onward: bool = False,
 ) -> dict[str, Observation]:
-    """Run the block over all windows and collect what `wants` asks for, by activation name."""
+    """Run the block over all windows and collect what `wants` asks for, by activation name.
+
+    With `onward` the block runs whole, and its outputs replace the hidden states.
+    """
     tokens = hidden.shape[0] * hidden.shape[1]
     seen = {reads: Observation(want, tokens, hidden.device) for reads, want in wants.items()}
-    with _watching(block, wants, seen), torch.inference_mode():
-        for part in hidden.split(batch):
+    watch = _Watch(wants, seen, stop=not onward)
+    with watch.on(block), torch.inference_mode():
+        for place, part in enumerate(hidden.split(batch)):
+            watch.windows = slice(place * batch, place * batch + len(part))
             try:
-                block(part, **kwargs)
+                output = block(part, **kwargs)
             except _Seen:
                 continue
+            if onward:
+                part.copy_(output[0] if isinstance(output, tuple) else output)
     return seen
 
 
-@contextmanager
-def _watching(block: nn.Module, wants: Mapping[str, Want], seen: Mapping[str, Observation]) -> Iterator[None]:
-    waiting: set[str] = set()
+class _Watch:
+    """Hooks on the activations of a block while it runs."""
 
-    def start(_module: nn.Module, _args: Any) -> None:
-        waiting.update(wants)
+    def __init__(self, wants: Mapping[str, Want], seen: Mapping[str, Observation], *, stop: bool) -> None:
+        self._wants, self._seen, self._stop = wants, seen, stop
+        self._waiting: set[str] = set()
+        self._residual = Residual()
+        self.windows = slice(0)  # those that are running
 
-    def take(name: str, activation: Tensor) -> None:
-        seen[name].add(activation)
-        waiting.discard(name)
-        if not waiting:
+    @contextmanager
+    def on(self, block: nn.Module) -> Iterator[None]:
+        """Watch while this block runs."""
+        with ExitStack() as stack:
+            stack.callback(block.register_forward_pre_hook(self._start).remove)
+            targets = (want.target for want in self._wants.values() if want.target)
+            if writers := {path for target in targets for path in target.writers}:
+                stack.enter_context(self._residual.of(block, writers))
+            for name, want in self._wants.items():
+                linear = block.get_submodule(want.path)
+                if want.side == "input":
+                    handle = linear.register_forward_pre_hook(lambda _m, args, name=name: self._take(name, args[0]))
+                else:
+                    handle = linear.register_forward_hook(lambda _m, _args, out, name=name: self._take(name, out))
+                stack.callback(handle.remove)
+            yield
+
+    def _start(self, _module: nn.Module, _args: Any) -> None:
+        self._waiting.update(self._wants)
+
+    def _take(self, name: str, activation: Tensor) -> None:
+        target, dense = self._wants[name].target, None
+        if target is not None:
+            dense = target.values[self.windows]
+            dense = dense - self._residual.now if target.writers else dense
+        self._seen[name].add(activation, dense)
+        self._waiting.discard(name)
+        if self._stop and not self._waiting:
             raise _Seen
-
-    handles = [block.register_forward_pre_hook(start)]
-    for name, want in wants.items():
-        linear = block.get_submodule(want.path)
-        if want.side == "input":
-            handles.append(linear.register_forward_pre_hook(lambda _m, args, name=name: take(name, args[0])))
-        else:
-            handles.append(linear.register_forward_hook(lambda _m, _args, out, name=name: take(name, out)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

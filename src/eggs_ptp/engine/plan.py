@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.engine.fit import check_coverage, check_folding, check_tuning, shape_of
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.errors import ModelError, RecipeError
+from eggs_ptp.errors import RecipeError
+from eggs_ptp.method.step import Bound
+from eggs_ptp.models.family import Reach
 from eggs_ptp.models.load import Skeleton
 from eggs_ptp.recipe.recipe import Recipe
 from eggs_ptp.recipe.targets import Resolved, resolve
 
 BATCH_TOKENS = 2048  # tokens that run through a block at once
+ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,26 @@ class MatrixPlan:
     rows: int
     columns: int
     reads: str
+    space: str  # that the activation lives in
+    reach: Reach  # of an order of that space
     resolved: Resolved | None
     skipped: str | None
+
+    @property
+    def compares(self) -> bool:
+        """Whether its method wants to know what the dense model has there."""
+        return self.resolved is not None and self.resolved.method.compares
+
+    @property
+    def tune(self) -> Bound | None:
+        """The step that tunes its block, where its method has one."""
+        return self.resolved.method.tune if self.resolved else None
+
+    @property
+    def permutes(self) -> bool:
+        """Whether its method looks for an order of its inputs that an N:M pattern can gain from."""
+        found = self.resolved
+        return found is not None and isinstance(found.pattern, Pattern) and "permute" in found.method.steps
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -59,13 +81,44 @@ class Plan:
     nsamples: int
     seqlen: int
     calibration: str
+    orders: str | None  # what becomes of the orders that are found; None where no matrix permutes
     memory_bytes: int
     seconds: float
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether any method asks for activation statistics."""
-        return any(matrix.resolved.method.statistics for matrix in self.matrices if matrix.resolved)
+        """Whether any method asks for activations."""
+        return self.needs_dense or any(matrix.resolved.method.statistics for matrix in self.matrices if matrix.resolved)
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the dense model has to run beside the pruned one."""
+        return any(matrix.compares or matrix.tune for matrix in self.matrices)
+
+    @property
+    def compares(self) -> bool:
+        """Whether any method compares activations with the dense model's."""
+        return any(matrix.compares for matrix in self.matrices)
+
+    def tune(self, block: int) -> Bound | None:
+        """The step that tunes a block, if any: that of its matrices."""
+        return next((matrix.tune for matrix in self.of_block(block) if matrix.tune), None)
+
+    @property
+    def folds(self) -> bool:
+        """Whether orders go into the weights."""
+        return self.orders == "fold"
+
+    @property
+    def orders_first(self) -> bool:
+        """Whether an order has to be found from activations of the dense model before the first block is pruned."""
+        return any(
+            matrix.resolved.method.steps["score"].statistics for matrix in self.folding("model") if matrix.resolved
+        )
+
+    def folding(self, reach: Reach) -> list[MatrixPlan]:
+        """The matrices that permute a space of that reach, where orders go into the weights."""
+        return [matrix for matrix in self.matrices if self.folds and matrix.permutes and matrix.reach == reach]
 
     def of_block(self, block: int) -> list[MatrixPlan]:
         """The matrices of one block, in the order they run."""
@@ -80,6 +133,7 @@ class Plan:
             "dtype": self.dtype,
             "blocks": self.blocks,
             "calibration": self.calibration,
+            "orders": self.orders,
             "nsamples": self.nsamples if self.needs_calibration else 0,
             "seqlen": self.seqlen if self.needs_calibration else 0,
             "memory_bytes": self.memory_bytes,
@@ -93,14 +147,15 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
 
     `memory_bytes` is what the run adds to the process: the hidden states of all windows, one block in float32 and
     in its stored type, its statistics, and three copies of its largest group of readers for scores and masks.
-    `seconds` is two forward passes over every block at the speed of a matrix product measured now.
+    `seconds` is two forward passes over every block at the speed of a matrix product measured now, three where an
+    order is folded that spans the model.
 
     Raises:
         ModelError: a block has a linear that the family does not know, or tensors do not fit the config.
         RecipeError: the rules leave nothing to prune.
-        PatternError: a pattern that does not fit a matrix or its method.
+        PatternError: a pattern that does not fit a matrix, its method, or the heads inside which it is permuted.
     """
-    _check_coverage(skeleton, shards)
+    check_coverage(skeleton, shards)
     places = {
         f"{skeleton.block_name(block)}.{linear.path}": (block, linear)
         for block in range(len(skeleton.blocks))
@@ -109,12 +164,15 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
     decided = resolve(recipe, list(places))
     matrices = []
     for name, (block, linear) in places.items():
-        rows, columns = _shape(skeleton, shards, name)
+        rows, columns = shape_of(skeleton, shards, name)
         what = decided[name]
         if isinstance(what, Resolved):
             what.pattern.check_width(columns, name)
         fate = (what, None) if isinstance(what, Resolved) else (None, what.reason)
-        matrices.append(MatrixPlan(name, block, linear.path, linear.role, rows, columns, linear.reads, *fate))
+        space = skeleton.family.spaces[linear.reads]
+        reach = skeleton.family.reach[space]
+        shape = (rows, columns)
+        matrices.append(MatrixPlan(name, block, linear.path, linear.role, *shape, linear.reads, space, reach, *fate))
     if not any(matrix.resolved for matrix in matrices):
         raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
     seqlen = recipe.calibration.seqlen or min(2048, skeleton.context)
@@ -130,43 +188,14 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
         nsamples=recipe.calibration.nsamples,
         seqlen=seqlen,
         calibration=recipe.calibration.text or "",
+        orders=recipe.orders if any(matrix.permutes for matrix in matrices) else None,
         memory_bytes=0,
         seconds=0.0,
     )
+    check_tuning(draft)
+    check_folding(draft, skeleton, shards)
     cost = {"memory_bytes": _memory(draft, skeleton), "seconds": _seconds(draft, device)}
     return Plan(**{**draft.__dict__, **cost})
-
-
-def _check_coverage(skeleton: Skeleton, shards: Shards) -> None:
-    stored = {
-        int(name.removeprefix(f"{skeleton.family.blocks}.").split(".")[0]) for name in _of_blocks(skeleton, shards)
-    }
-    if beyond := stored - set(range(len(skeleton.blocks))):
-        raise ModelError(
-            f"{skeleton.folder}: the checkpoint has {skeleton.block_name(min(beyond))}, but its config.json makes only "
-            f"{len(skeleton.blocks)} blocks"
-        )
-    known = {linear.path for linear in skeleton.family.linears}
-    for index, block in enumerate(skeleton.blocks):
-        found = {path for path, module in block.named_modules() if isinstance(module, nn.Linear)}
-        if found != known:
-            odd = sorted(found ^ known)[0]
-            raise ModelError(
-                f"{skeleton.block_name(index)}.{odd}: the {skeleton.family.model_type} family "
-                f"{'does not know this linear' if odd in found else 'expects this linear, but the block lacks it'}"
-            )
-
-
-def _of_blocks(skeleton: Skeleton, shards: Shards) -> list[str]:
-    return [name for name in shards.names if name.startswith(f"{skeleton.family.blocks}.")]
-
-
-def _shape(skeleton: Skeleton, shards: Shards, name: str) -> tuple[int, int]:
-    expected = tuple(skeleton.model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
-    stored = shards.shape(f"{name}.weight")
-    if stored != expected:
-        raise ModelError(f"{name}.weight: the config makes it {list(expected)}, the checkpoint has {list(stored)}")
-    return stored[0], stored[1]
 
 
 def _memory(plan: Plan, skeleton: Skeleton) -> int:
@@ -179,7 +208,9 @@ def _memory(plan: Plan, skeleton: Skeleton) -> int:
             readers[key] = readers.get(key, 0) + matrix.rows * matrix.columns * 4
             wanted = matrix.resolved.method.statistics
             sums[key] = 4 * matrix.columns**2 if "gram" in wanted else 8 * matrix.columns * len(wanted)
-    total = block_bytes + 3 * max(readers.values())
+    rows = min(ORDER_ROWS, sum(matrix.rows for matrix in plan.folding("model")))
+    stack = 4 * rows * skeleton.hidden_size * 4  # scores, and what the permute step makes of them
+    total = block_bytes + max(3 * max(readers.values()), stack)
     if plan.needs_calibration:
         widest = max(parameter.shape[0] for parameter in skeleton.blocks[0].parameters())
         total += plan.nsamples * plan.seqlen * skeleton.hidden_size * 4
@@ -192,7 +223,8 @@ def _seconds(plan: Plan, device: torch.device) -> float:
     if not plan.needs_calibration:
         return 0.0
     weights = sum(matrix.rows * matrix.columns for matrix in plan.matrices)
-    flops = 2 * 2 * plan.nsamples * plan.seqlen * weights
+    passes = 3 if plan.orders_first else 2
+    flops = 2 * passes * plan.nsamples * plan.seqlen * weights
     return flops / _speed(device)
 
 

@@ -11,28 +11,39 @@ from torch import Tensor, nn
 
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.core.mask import density
-from eggs_ptp.core.stats import STATISTICS
+from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.dense import DenseStream, Target
 from eggs_ptp.engine.event import Event, Listener
 from eggs_ptp.engine.masks import MaskFile
-from eggs_ptp.engine.observe import Observation, Want, observe
+from eggs_ptp.engine.observe import Observation, observe
+from eggs_ptp.engine.orders import order_of, statistic_of
 from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, matrices_by_activation
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.tuning import tune_block
 from eggs_ptp.engine.usage import Stages
+from eggs_ptp.engine.wants import wants_of
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.method.apply import Job, Pruned, prune_readers
+from eggs_ptp.method.step import Bound
+from eggs_ptp.models.fold import space_key
 from eggs_ptp.models.load import Skeleton
 
 
 @dataclass
 class BlockResult:
-    """One pruned block: every tensor of it in its stored type, the orders of permuted matrices, the records."""
+    """One pruned block: every tensor of it in its stored type and the source's order, orders, and records.
+
+    Orders are those of permuted matrices by name, or, where they are to be folded, those of the block's spaces.
+    """
 
     index: int
-    tensors: dict[str, Tensor]
-    orders: dict[str, Tensor]
-    records: list[dict[str, Any]]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    orders: dict[str, Tensor] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    masks: dict[str, Tensor] = field(default_factory=dict)  # of the matrices to tune, by module path
+    tuned: set[str] = field(default_factory=set)  # tensors that tuning has changed
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,18 @@ class Run:
     dtype: torch.dtype
     listener: Listener
     batch_tokens: int = BATCH_TOKENS
+    dense: DenseStream | None = None  # the dense model's hidden states, where something asks for them
     refresh: bool = False  # statistics are taken again before each group of readers
     dense_stream: bool = False  # blocks are fed what the dense model gives
     masks: MaskFile | None = None  # masks from outside instead of chosen ones
+    folded: dict[str, Tensor] | None = None  # orders of spaces that span the model; None: no order will be folded
     stages: Stages = field(default_factory=Stages)
 
     def inputs(self, windows: Windows) -> Inputs:
         """Run what comes before the blocks."""
-        self._tell("stage", 0, "embedding")
+        self.tell("stage", 0, "embedding")
         with self.stages.timed("embedding"):
-            batch = self._batch(windows.tokens)
+            batch = self.batch(windows.tokens)
             return Inputs(*capture(self.skeleton, self.shards, windows.tokens, self.dtype, self.device, batch))
 
     def blocks(self, inputs: Inputs | None, keep: Callable[[BlockResult], None]) -> None:
@@ -79,31 +92,35 @@ class Run:
         """
         hidden = inputs.hidden if inputs else None
         kwargs = inputs.kwargs if inputs else [{} for _ in self.skeleton.blocks]
+        self.dense = DenseStream(hidden) if hidden is not None and self.plan.needs_dense else None
         for index, block in enumerate(self.skeleton.blocks):
             keep(self._block(index, block, hidden, kwargs[index]))
-            self._tell("block", index + 1)
+            self.tell("block", index + 1)
 
     def _block(self, index: int, block: nn.Module, hidden: Tensor | None, kwargs: Mapping[str, Any]) -> BlockResult:
         name = self.skeleton.block_name(index)
-        result = BlockResult(index, {}, {}, [])
+        result = BlockResult(index)
         groups = matrices_by_activation(self.plan.of_block(index))
         with ExitStack() as stack:
             if hidden is not None:
                 with self.stages.timed("read"):
                     stack.enter_context(resident(block, name, self.shards, self.dtype, self.device))
             goes_on = hidden is not None and index + 1 < len(self.skeleton.blocks)
+            targets = self._advance_dense(block, kwargs, groups, index) if self.dense else {}
             after = None
             if goes_on and self.dense_stream:
                 after = self._propagate(block, cast(Tensor, hidden).clone(), kwargs, index)
             rounds = [{reads: groups[reads]} for reads in groups] if self.refresh else [groups]
             for together in filter(None, rounds):  # a block that is skipped whole is not observed
-                seen = self._observe(block, hidden, kwargs, together, index)
-                self._tell("stage", index, "prune")
+                seen = self._observe(block, hidden, kwargs, together, targets, index)
+                self.tell("stage", index, "prune")
                 for reads, matrices in together.items():
                     self._prune_group(block, matrices, reads, seen, result)
+            if result.masks:
+                self._tune(index, cast(Tensor, hidden), kwargs, result)
             with self.stages.timed("read"):
-                stored = [tensor for tensor in self.shards.names if tensor.startswith(f"{name}.")]
-                result.tensors.update({t: self.shards.read_sound(t) for t in stored if t not in result.tensors})
+                rest = [tensor for tensor in self._stored(index) if tensor not in result.tensors]
+                result.tensors.update({tensor: self.shards.read_sound(tensor) for tensor in rest})
             if after is not None:
                 with torch.inference_mode():
                     cast(Tensor, hidden).copy_(after)
@@ -111,19 +128,53 @@ class Run:
                 self._propagate(block, cast(Tensor, hidden), kwargs, index)
         return result
 
+    def job(self, matrix: MatrixPlan) -> Job:
+        """A matrix that will be pruned, with its weight in float32."""
+        assert matrix.resolved is not None  # noqa: S101 - nothing else is asked for
+        weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
+        given = self.masks.read(matrix.name, matrix.rows, matrix.columns).to(self.device) if self.masks else None
+        return Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method, matrix.role, given)
+
     def _observe(
         self,
         block: nn.Module,
         hidden: Tensor | None,
         kwargs: Mapping[str, Any],
         groups: Mapping[str, list[MatrixPlan]],
+        targets: Mapping[str, Target],
         index: int,
     ) -> dict[str, Observation]:
         if hidden is None:
             return {}
-        self._tell("stage", index, "observe")
+        self.tell("stage", index, "observe")
         with self.stages.timed("observe"):
-            return observe(block, hidden, kwargs, _wants(groups), self._batch(hidden))
+            wants = wants_of(groups, lambda method: method.statistics, targets)
+            return observe(block, hidden, kwargs, wants, self.batch(hidden))
+
+    def _tune(self, index: int, hidden: Tensor, kwargs: Mapping[str, Any], result: BlockResult) -> None:
+        self.tell("stage", index, "tune")
+        step, target = self.plan.tune(index), cast(DenseStream, self.dense).hidden
+        with self.stages.timed("tune"):
+            found, facts = tune_block(self, index, cast(Bound, step), result.masks, hidden, target, kwargs)
+        result.tensors.update({name: tensor.cpu() for name, tensor in found.items()})
+        result.tuned.update(found)
+        tuned = {f"{self.skeleton.block_name(index)}.{path}" for path in result.masks}
+        for record in result.records:
+            if record["name"] in tuned:
+                nonzero = int(result.tensors[f"{record['name']}.weight"].count_nonzero())
+                record.update(tune=facts, nonzero=nonzero, updated=True)
+        result.masks.clear()
+
+    def _advance_dense(
+        self, block: nn.Module, kwargs: Mapping[str, Any], groups: Mapping[str, list[MatrixPlan]], index: int
+    ) -> dict[str, Target]:
+        dense = cast(DenseStream, self.dense)
+        asked = [reads for reads, matrices in groups.items() if any(matrix.compares for matrix in matrices)]
+        self.tell("stage", index, "dense")
+        with self.stages.timed("dense"):
+            targets = dense.advance(block, kwargs, self.skeleton.family, asked, self.batch(dense.hidden))
+        self.check_finite(dense.hidden, index)
+        return targets
 
     def _prune_group(
         self,
@@ -134,19 +185,17 @@ class Run:
         result: BlockResult,
     ) -> None:
         start = time.perf_counter()
-        jobs = []
-        for matrix in matrices:
-            assert matrix.resolved is not None  # noqa: S101 - groups hold only matrices that will be pruned
-            weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
-            given = self.masks.read(matrix.name, matrix.rows, matrix.columns).to(self.device) if self.masks else None
-            method, pattern = matrix.resolved.method, matrix.resolved.pattern
-            jobs.append(Job(matrix.name, weight, pattern, method, matrix.role, given))
+        jobs = [self.job(matrix) for matrix in matrices]
+        family, heads = self.skeleton.family, self.skeleton.heads
+        one_order = None if self.folded is None else order_of(family, heads, reads, self.folded)
+        weights = {job.name: job.weight for job in jobs}
 
         def statistic(matrix: str, wanted: str) -> Tensor:
-            activation = reads if STATISTICS[wanted].side == "input" else matrix
-            return seen[activation].moments.read(wanted, matrix)
+            value = statistic_of(seen, reads, matrix, wanted)
+            # What the dense model reads becomes what it puts out.
+            return weights[matrix] @ value if wanted == "cross" and seen[reads].of_inputs else value
 
-        pruned = prune_readers(jobs, statistic, seed=self.seed, share_order=self.share_order)
+        pruned = prune_readers(jobs, statistic, seed=self.seed, share_order=self.share_order, one_order=one_order)
         share = (time.perf_counter() - start) / len(jobs)
         for matrix, job in zip(matrices, jobs, strict=True):
             self._keep(block, matrix, job, pruned[job.name], seen.get(reads), share, result)
@@ -173,8 +222,10 @@ class Run:
         for slot, spent in pruned.seconds.items():
             self.stages.add(slot, spent)
         result.tensors[tensor] = stored.cpu()
+        if matrix.tune:
+            result.masks[matrix.path] = pruned.mask
         if pruned.order is not None:
-            result.orders[matrix.name] = pruned.order.to("cpu", torch.int32)
+            self._keep_order(matrix, pruned.order, result)
         record = {
             "name": matrix.name,
             "shape": [matrix.rows, matrix.columns],
@@ -183,7 +234,8 @@ class Run:
             "density": density(pruned.mask),
             "nonzero": int(stored.count_nonzero()),
             "permuted": pruned.order is not None,
-            "updated": "update" in job.method.steps,
+            "in_order": isinstance(job.pattern, Pattern) and (pruned.order is None or self.folded is not None),
+            "updated": not job.method.steps.keys().isdisjoint(("correct", "update")),
             "output_error": error,
             "seconds": seconds,
             **pruned.facts,
@@ -193,40 +245,50 @@ class Run:
         result.records.append(record)
         self.listener(Event("matrix", matrix.block, self.plan.blocks, "prune", record))
 
+    def _keep_order(self, matrix: MatrixPlan, order: Tensor, result: BlockResult) -> None:
+        name, family = matrix.name, self.skeleton.family
+        if self.folded is not None:
+            name = space_key(family, self.skeleton.block_name(matrix.block), matrix.space)
+            if name in self.folded:
+                return  # of the whole model, known from the start
+            if family.reach[matrix.space] == "head":
+                order = self.skeleton.heads.gather(order)
+        result.orders[name] = order.to("cpu", torch.int32)
+
     def _propagate(self, block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], index: int) -> Tensor:
         """Replace the hidden states by what the block makes of them."""
-        self._tell("stage", index, "propagate")
+        self.tell("stage", index, "propagate")
         with self.stages.timed("propagate"), torch.inference_mode():
-            for part in hidden.split(self._batch(hidden)):
+            for part in hidden.split(self.batch(hidden)):
                 output = block(part, **kwargs)
                 part.copy_(output[0] if isinstance(output, tuple) else output)
+        self.check_finite(hidden, index)
+        return hidden
+
+    def check_finite(self, hidden: Tensor, index: int) -> None:
+        """Refuse what a block has made of the hidden states if it is not finite.
+
+        Raises:
+            NumericsError: it holds NaN or infinity; names the tensor that does so too, or else the block.
+        """
         if not torch.isfinite(hidden).all():
+            for name in self._stored(index):
+                self.shards.read_sound(name)
             raise NumericsError(
                 f"{self.skeleton.block_name(index)}: its outputs hold NaN or infinity; try --dtype float32, or "
                 "check the checkpoint"
             )
-        return hidden
 
-    def _batch(self, windows: Tensor) -> int:
+    def _stored(self, index: int) -> list[str]:
+        return [name for name in self.shards.names if name.startswith(f"{self.skeleton.block_name(index)}.")]
+
+    def batch(self, windows: Tensor) -> int:
+        """Windows that run through a block at once."""
         return max(1, self.batch_tokens // int(windows.shape[1]))
 
-    def _tell(self, kind: str, block: int, stage: str = "") -> None:
+    def tell(self, kind: str, block: int, stage: str = "") -> None:
+        """Tell whoever listens."""
         self.listener(Event(kind, block, self.plan.blocks, stage))
-
-
-def _wants(groups: Mapping[str, list[MatrixPlan]]) -> dict[str, Want]:
-    wants = {}
-    for reads, matrices in groups.items():
-        asked = {matrix.name: matrix.resolved.method.statistics for matrix in matrices if matrix.resolved}
-        wants[reads] = Want(matrices[0].path, matrices[0].columns, _of_side("input", *asked.values()))
-        for matrix in matrices:
-            if outputs := _of_side("output", asked[matrix.name]):
-                wants[matrix.name] = Want(matrix.path, matrix.rows, outputs, "output")
-    return wants
-
-
-def _of_side(side: str, *asked: frozenset[str]) -> frozenset[str]:
-    return frozenset(name for names in asked for name in names if STATISTICS[name].side == side)
 
 
 def _output_error(sample: Tensor, dense: Tensor, pruned: Tensor) -> float:

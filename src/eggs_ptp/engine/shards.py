@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
 
-_DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -76,11 +76,11 @@ class Shards:
             ModelError: a type that a dense model does not have, such as 8-bit floats.
         """
         code = self._slice(name).get_dtype()
-        if code not in _DTYPES:
+        if code not in DTYPES:
             raise ModelError(
                 f"{self.where[name]}: {name} has type {code}, as quantised models have; prune the original"
             )
-        return _DTYPES[code]
+        return DTYPES[code]
 
     def bytes(self, name: str) -> int:
         """Size of a tensor in bytes, from the header."""
@@ -114,8 +114,7 @@ class Shards:
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a tensor's bytes."""
-        flat = self.read(name).contiguous().flatten()
-        return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
+        return sha256_of(self.read(name))
 
     def _slice(self, name: str) -> Any:
         name = self._stored(name)
@@ -154,6 +153,11 @@ def _index(folder: Path) -> dict[str, Path]:
         if Path(file).name != file:
             raise ModelError(f"{path}: {name} points to {file!r}; shards must lie in the folder itself")
     return {name: folder / file for name, file in pairs}
+
+
+def sha256_of(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -1,7 +1,7 @@
 """A method applied to the matrices that read one activation."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -31,6 +31,22 @@ class Job:
     mask: Tensor | None = None  # given from outside
 
 
+# Finds an order from a score, given the permute step as a function of scores.
+Search = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class OneOrder:
+    """One channel order for all N:M matrices that read an activation, whether they permute or not.
+
+    It is `given`, or else `search` finds it from the stacked scores of those that permute, by the permute step and
+    for the pattern that most of their weights ask for. With neither there is none.
+    """
+
+    given: Tensor | None = None
+    search: Search | None = None
+
+
 @dataclass
 class Pruned:
     """The result for one matrix, in the original column order.
@@ -46,13 +62,18 @@ class Pruned:
 
 
 def prune_readers(
-    jobs: Sequence[Job], statistic: Callable[[str, str], Tensor], *, seed: int, share_order: bool = True
+    jobs: Sequence[Job],
+    statistic: Callable[[str, str], Tensor],
+    *,
+    seed: int,
+    share_order: bool = True,
+    one_order: OneOrder | None = None,
 ) -> dict[str, Pruned]:
     """Prune the matrices that read one activation.
 
     With `share_order`, those with the same permute step and pattern get one channel order, found from their
-    scores stacked along the rows; otherwise each gets its own. `statistic(matrix, name)` gives an activation
-    statistic of a matrix.
+    scores stacked along the rows; otherwise each gets its own. With `one_order` all N:M matrices get that instead.
+    `statistic(matrix, name)` gives an activation statistic of a matrix.
 
     Raises:
         NumericsError: weights or scores that are not finite; names the matrix.
@@ -61,10 +82,40 @@ def prune_readers(
     """
     works = [_Work(job, statistic, seed) for job in jobs]
     for work in works:
+        work.correct()
         work.score()
-    for members in _sharing(works, share_order):
-        _permute(members)
+    if one_order is not None:
+        _permute_all([work for work in works if isinstance(work.job.pattern, Pattern)], one_order)
+    else:
+        for members in _sharing(works, share_order):
+            _permute(members, members)
     return {work.job.name: work.finish() for work in works}
+
+
+def score_of(job: Job, statistic: Callable[[str, str], Tensor], *, seed: int) -> Tensor:
+    """The score of a matrix by itself, (out, in), as its method's score step gives it.
+
+    Raises:
+        NumericsError: a weight or score that is not finite; names the matrix.
+    """
+    work = _Work(job, statistic, seed)
+    work.score()
+    return cast(Tensor, work.read("score"))
+
+
+def common_permute(asked: Iterable[tuple[BoundMethod, AnyPattern, int]]) -> Callable[[Tensor], Tensor]:
+    """The permute step, as a function of scores (rows, channels), that most weights ask for; the first of equals.
+
+    `asked` has each matrix's method, pattern and number of weights.
+    """
+    weights: dict[Any, int] = {}
+    found: dict[Any, tuple[Any, AnyPattern]] = {}
+    for method, pattern, size in asked:
+        key = _search(method, pattern)
+        weights[key] = weights.get(key, 0) + size
+        found.setdefault(key, (method.steps["permute"], pattern))
+    step, pattern = found[max(weights, key=weights.__getitem__)]
+    return lambda score: cast(Tensor, step({"score": score, "pattern": pattern}.__getitem__))
 
 
 class _Work:
@@ -84,6 +135,14 @@ class _Work:
         if job.mask is not None:
             _check_given(job)
             self._data["mask"] = job.mask
+
+    def correct(self) -> None:
+        """From here on `weight` is what the other steps approximate."""
+        if "correct" in self.steps:
+            weight = self.run("correct")
+            if not torch.isfinite(weight).all():
+                raise NumericsError(f"{self.job.name}: its corrected weight holds NaN or infinity")
+            self._data["weight"] = weight
 
     def score(self) -> None:
         if "score" in self.steps:
@@ -123,8 +182,9 @@ class _Work:
     def reorder(self, order: Tensor) -> None:
         check(order, self.job.weight.shape[1], self.job.name)
         self.order = order
-        self._data["score"] = self._data["score"][:, order]
-        self._data["weight"] = self._data["weight"][:, order]
+        for name in ("score", "weight"):
+            if name in self._data:  # a matrix may be put in an order without having a score
+                self._data[name] = self._data[name][:, order]
 
     def finish(self) -> Pruned:
         for slot in ("select", "refine"):
@@ -162,24 +222,41 @@ def _check_given(job: Job) -> None:
 def _sharing(works: Sequence[_Work], share_order: bool) -> Iterator[list[_Work]]:
     groups: dict[Any, list[_Work]] = {}
     for index, work in enumerate(works):
-        if step := work.steps.get("permute"):
-            key = (step.name, repr(sorted(step.options.items())), work.job.pattern) if share_order else index
+        if "permute" in work.steps:
+            key = _search(work.job.method, work.job.pattern) if share_order else index
             groups.setdefault(key, []).append(work)
     yield from groups.values()
 
 
-def _permute(members: Sequence[_Work]) -> None:
+def _search(method: BoundMethod, pattern: AnyPattern) -> tuple[Any, ...]:
+    step = method.steps["permute"]
+    return step.name, repr(sorted(step.options.items())), pattern
+
+
+def _permute_all(works: Sequence[_Work], one_order: OneOrder) -> None:
+    members = [work for work in works if "permute" in work.steps]
+    if one_order.given is not None:
+        for work in works:
+            work.reorder(one_order.given)
+    elif members and one_order.search is not None:
+        _permute(members, works, one_order.search)
+
+
+def _permute(members: Sequence[_Work], readers: Sequence[_Work], search: Search | None = None) -> None:
+    """Put the readers in the order that is found from the members' scores."""
     first = members[0]
     stacked = torch.cat([work.read("score") for work in members]) if len(members) > 1 else first.read("score")
-    data = {"score": stacked, "pattern": first.job.pattern}
+    permute = common_permute((work.job.method, work.job.pattern, work.job.weight.numel()) for work in members)
     with _timed(first.seconds, "permute"):
-        order = first.steps["permute"](data.__getitem__)
-    for work in members:
+        order = search(stacked, permute) if search else permute(stacked)
+    for work in readers:
         work.reorder(order)
 
 
 def _reordered(value: Tensor, order: Tensor) -> Tensor:
-    return value[order] if value.dim() == 1 else value[order][:, order]
+    for dimension in range(value.dim()):  # a number has none
+        value = value.index_select(dimension, order)
+    return value
 
 
 @contextmanager

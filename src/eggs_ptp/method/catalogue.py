@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from eggs_ptp.errors import MethodError
+from eggs_ptp.method.chain import CHAINED, Links, joined
 from eggs_ptp.method.method import Method
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.method.step import SLOTS, Step, names
@@ -12,6 +13,7 @@ _SYMMETRIC = "Symmetric Pruning, arXiv:2501.18980"
 _TOP_LAYER = Step("top", {"group": "layer"})
 _TOP_ROW = Step("top", {"group": "row"})
 _DEAL_ASSIGN = Step("deal", {"assign": True})
+_DEAL_THRICE = _DEAL_ASSIGN.with_options(passes=3)
 
 _ROWS = (
     Method(
@@ -178,17 +180,42 @@ _ROWS = (
             "select": Step("expander", {"B": "auto", "diagonal": "best"}),
         },
     ),
+    Method(
+        "eggs+",
+        "EGGS on permuted channels, mask and B by the layer loss, weights solved for, against drift; no gradients",
+        "This project, after EGGS-PTP, arXiv:2508.09471, ALPS, arXiv:2406.07831, and GPTAQ, arXiv:2504.02692",
+        {
+            "correct": Step("drift"),
+            "score": Step("ria"),
+            "permute": _DEAL_THRICE,
+            "select": Step("top"),
+            "update": Links((Step("reselect"), Step("connect"), Step("pcg"))),
+        },
+    ),
+    Method(
+        "eggs-max",
+        "The same with ALPS, and every block tuned towards the dense model's",
+        "This project, after EGGS-PTP, arXiv:2508.09471, ALPS, arXiv:2406.07831, and EBFT, arXiv:2402.12419",
+        {
+            "correct": Step("drift"),
+            "score": Step("ria"),
+            "permute": _DEAL_THRICE,
+            "update": Links((Step("alps"), Step("connect"), Step("pcg"))),
+            "tune": Step("adam"),
+        },
+    ),
 )
 
 METHODS: Mapping[str, Method] = MappingProxyType({row.name: row for row in _ROWS})
-DEFAULT_METHOD = "eggs"
+DEFAULT_METHOD = "eggs+"
 
 
 def find_method(name: str) -> Method:
     """The method of that name: a row, or `a+b+...`, a row with slots refilled by the steps that follow.
 
-    `-` and `_` make no difference. Each part after the first is a step (`wanda+dsnot`), or a row whose steps replace
-    those that are there (`magnitude+ria_cp`).
+    `-` and `_` make no difference, nor do `eggs+` and `eggs-plus`. Each part after the first is a step
+    (`wanda+dsnot`), or a row whose steps replace those that are there (`magnitude+ria_cp`). An update step that goes
+    on from another's weights (`pcg`, `connect`) is appended to the update steps that are there (`sparsegpt+pcg`).
 
     Raises:
         MethodError: no such method or step; names the nearest.
@@ -196,36 +223,51 @@ def find_method(name: str) -> Method:
     rows = {_plain(row): method for row, method in METHODS.items()}
     if found := rows.get(_plain(name)):
         return found
-    parts = name.split("+")
+    parts = _parts(name, rows)
     # The longest beginning that is a row: `wanda+r2_dsnot+sparsegpt` starts from the preset, not from `wanda`.
     count = next((n for n in range(len(parts), 0, -1) if _plain("+".join(parts[:n])) in rows), 1)
     first, others = "+".join(parts[:count]), parts[count:]
     if _plain(first) not in rows:
-        raise MethodError(f"no method is named {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+        raise MethodError(f"no method is named {name!r}{nearest(name, METHODS)}; `eggs methods` lists them")
     method = rows[_plain(first)]
     for part in others:
         method = _joined(method, part, rows)
     return method
 
 
+def _parts(name: str, rows: Mapping[str, Method]) -> list[str]:
+    """The name cut at its plus signs, but for one that ends the name of a row: `eggs++pcg` is `eggs+` and `pcg`."""
+    parts: list[str] = []
+    for part in name.split("+"):
+        if not part.strip() and parts and _plain(f"{parts[-1]}+") in rows:
+            parts[-1] = f"{parts[-1].strip()}+"
+        else:
+            parts.append(part)
+    return parts
+
+
 def _joined(method: Method, part: str, rows: Mapping[str, Method]) -> Method:
     steps = {_plain(step): (slot, step) for slot in SLOTS for step in names(slot)}
+    added: dict[str, Step | Links]
     if _plain(part) in steps:
         slot, step = steps[_plain(part)]
         added, label, title, source = {slot: Step(step)}, step, f"{slot} by {step}", ""
+        if slot == CHAINED:
+            added = {slot: joined(method.steps.get(slot), Step(step))}
     elif _plain(part) in rows:
         row = rows[_plain(part)]
         added, label, title, source = dict(row.steps), row.name, row.title, row.source
     else:
         known = sorted({step for _, step in steps.values()} | set(METHODS))
-        raise MethodError(f"{part!r} is neither a step nor a method{nearest(part, known)}; known: {', '.join(known)}")
+        raise MethodError(f"{part!r} is neither a step nor a method{nearest(part, known)}; `eggs methods` lists them")
     sources = [source for source in (method.source, source) if source]
-    joined = Method(f"{method.name}+{label}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
-    select = joined.steps.get("select")
-    if added.keys() == {"refine"} and select is not None and select.name == "top":
+    result = Method(f"{method.name}+{label}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
+    select = result.steps.get("select")
+    if added.keys() == {"refine"} and isinstance(select, Step) and select.name == "top":
         added["select"] = select.with_options(group="row")  # swaps go on within a row, so rows are compared
-    return joined.replace(**added)
+    return result.replace(**added)
 
 
 def _plain(name: str) -> str:
-    return name.strip().lower().replace("-", "").replace("_", "")
+    plain = name.strip().lower().replace("-", "").replace("_", "")
+    return f"{plain[:-1]}plus" if plain.endswith("+") else plain

@@ -17,17 +17,21 @@ from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.errors import MethodError
 from eggs_ptp.method.nearest import nearest
 
-SLOTS = ("score", "permute", "select", "refine", "update")
+SLOTS = ("correct", "score", "permute", "select", "refine", "update", "tune")
 
-# What a function of each slot may name as a positional parameter, beside the statistics.
+# What a function of each slot may name as a positional parameter, beside the statistics. `start` is what an update
+# step before this one has made of the weights, None for the first.
 DATA: Mapping[str, frozenset[str]] = {
+    "correct": frozenset({"weight"}),
     "score": frozenset({"weight", "generator"}),
     "permute": frozenset({"score", "pattern"}),
     "select": frozenset({"score", "weight", "pattern", "generator"}),
     "refine": frozenset({"mask", "score", "weight", "pattern", "role", "generator"}),
-    "update": frozenset({"weight", "mask", "pattern"}),
+    "update": frozenset({"weight", "mask", "start", "pattern"}),
+    "tune": frozenset({"block", "masks", "inputs", "target", "call", "logits", "generator"}),
 }
-_NO_STATISTICS = frozenset({"permute"})  # a permutation is shared by readers: it sees their scores, nothing else
+# A permutation is shared by readers, so it sees their scores and nothing else; tuning sees a whole block.
+_NO_STATISTICS = frozenset({"permute", "tune"})
 
 
 @dataclass(frozen=True)
@@ -41,22 +45,25 @@ class Step:
         """The same step with some options changed."""
         return Step(self.name, {**self.options, **options})
 
-    def bind(self, slot: str) -> "Bound":
+    def bind(self, slot: str, place: str = "") -> "Bound":
         """Look the function up, check the options against its signature, and say what data it wants.
+
+        `place` is how messages call the step where it is one of a chain: `steps.update[1]`.
 
         Raises:
             MethodError: no such function, an option it does not have, or a value out of range.
         """
-        function = _find(slot, self.name)
+        place = place or f"steps.{slot}"
+        function = _find(slot, self.name, place)
         data, options, patterns = _signature(slot, self.name, function)
         for key in self.options:
             if key not in options:
                 raise MethodError(
-                    f"steps.{slot}.{key}: {slot} step {self.name!r} has no option {key!r}{nearest(key, options)}"
+                    f"{place}.{key}: {slot} step {self.name!r} has no option {key!r}{nearest(key, options)}"
                 )
         values = {key: default for key, (_, default) in options.items()}
         for key, value in self.options.items():
-            values[key] = _checked(f"steps.{slot}.{key}", options[key][0], value)
+            values[key] = _checked(f"{place}.{key}", options[key][0], value)
         return Bound(slot, self.name, function, data, values, patterns)
 
 
@@ -76,9 +83,19 @@ class Bound:
         """The activation statistics that the function wants."""
         return frozenset(self.data) & STATISTICS.keys()
 
-    def __call__(self, read: Callable[[str], Any]) -> Any:
-        """Call the function; `read(name)` supplies each piece of data."""
-        return self.function(*(read(name) for name in self.data), **self.options)
+    @property
+    def links(self) -> tuple["Bound", ...]:
+        """The functions behind this step, in order: itself alone."""
+        return (self,)
+
+    def __call__(self, read: Callable[[str], Any], **given: Any) -> Any:
+        """Call the function; `read(name)` supplies each piece of data that is not `given`."""
+        given.setdefault("start", None)
+        return self.function(*(given[name] if name in given else read(name) for name in self.data), **self.options)
+
+    def to_dict(self) -> Any:
+        """Plain data with every option spelled out."""
+        return {"name": self.name, **self.options}
 
 
 def names(slot: str) -> tuple[str, ...]:
@@ -87,7 +104,7 @@ def names(slot: str) -> tuple[str, ...]:
     return tuple(sorted(found.name for found in pkgutil.iter_modules(folders) if found.name[0] != "_"))
 
 
-def _find(slot: str, name: str) -> Callable[..., Any]:
+def _find(slot: str, name: str, place: str) -> Callable[..., Any]:
     if slot not in SLOTS:
         raise MethodError(f"steps.{slot}: no such slot, expected one of {', '.join(SLOTS)}{nearest(slot, SLOTS)}")
     module, _, function = name.partition(":")
@@ -95,16 +112,16 @@ def _find(slot: str, name: str) -> Callable[..., Any]:
         if name not in names(slot):
             known = ", ".join(names(slot)) or "none"
             raise MethodError(
-                f"steps.{slot}: no {slot} step is named {name!r}{nearest(name, names(slot))}; known: {known}, "
+                f"{place}: no {slot} step is named {name!r}{nearest(name, names(slot))}; known: {known}, "
                 "or your own as package.module:function"
             )
         module, function = f"eggs_ptp.{slot}.{name}", name
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever a module of the user's own raises
-        raise MethodError(f"steps.{slot}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+        raise MethodError(f"{place}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
     if not inspect.isfunction(found):
-        raise MethodError(f"steps.{slot}: {name!r} is no Python function, but {type(found).__name__}")
+        raise MethodError(f"{place}: {name!r} is no Python function, but {type(found).__name__}")
     return found
 
 
@@ -116,7 +133,8 @@ def _signature(
         hints = typing.get_type_hints(function, include_extras=True)
     except NameError as error:
         raise MethodError(f"{slot} step {name!r}: an annotation cannot be read at run time ({error})") from error
-    allowed = DATA[slot] | (frozenset() if slot in _NO_STATISTICS else STATISTICS.keys())
+    found = {name for name, statistic in STATISTICS.items() if slot == "correct" or statistic.side != "dense"}
+    allowed = DATA[slot] | (frozenset() if slot in _NO_STATISTICS else found)
     data: list[str] = []
     options: dict[str, tuple[Any, Any]] = {}
     for parameter in inspect.signature(function).parameters.values():

@@ -10,6 +10,7 @@ from torch import nn
 
 from eggs_ptp.errors import ModelError
 from eggs_ptp.models.family import Family
+from eggs_ptp.models.fold import Heads
 from eggs_ptp.models.folder import read_config
 from eggs_ptp.models.table import family_for
 
@@ -21,6 +22,7 @@ class Skeleton:
     model: nn.Module
     inner: nn.Module  # the model without its head
     family: Family
+    heads: Heads
     folder: Path
     ties: Mapping[str, str]  # tensors that may be stored under another's name
     hidden_size: int
@@ -59,12 +61,28 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
         model=model,
         inner=inner,
         family=family,
+        heads=Heads.of(config),
         folder=folder,
         ties=_ties(model) if config.tie_word_embeddings else {},
         hidden_size=int(config.hidden_size),
         context=int(config.max_position_embeddings),
         vocab_size=int(config.vocab_size),
     )
+
+
+def load_heads(folder: Path) -> Heads:
+    """Read what a folder's config says of its attention.
+
+    Raises:
+        ModelError: a config that transformers refuses.
+    """
+    from transformers import AutoConfig
+
+    read_config(folder)
+    try:
+        return Heads.of(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # as above
+        raise ModelError(f"{folder}: transformers cannot read this config ({_first_line(error)})") from error
 
 
 def load_model(
@@ -82,7 +100,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    read_config(folder)
+    read_config(folder, packed=True)
     logging.disable_progress_bar()  # progress is ours to show
     try:
         model, found = AutoModelForCausalLM.from_pretrained(

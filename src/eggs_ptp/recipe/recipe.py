@@ -13,6 +13,8 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PlainValidator,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -61,14 +63,25 @@ def _steps_table(value: object) -> object:
     for slot in value:
         if slot not in SLOTS:
             raise refused(f"unknown key{nearest(str(slot), SLOTS)}; known: {', '.join(SLOTS)}", str(slot))
-    return {slot: {"name": step} if isinstance(step, str) else step for slot, step in value.items()}
+    return value
+
+
+def _step_tables(value: object) -> dict[str, JsonValue] | list[dict[str, JsonValue]]:
+    """One step's table, or the list of tables of a chain; a string is a step's name."""
+    if isinstance(value, list):
+        return [_STEP_TABLE.validate_python({"name": link} if isinstance(link, str) else link) for link in value]
+    return _STEP_TABLE.validate_python({"name": value} if isinstance(value, str) else value)
+
+
+_STEP_TABLE = TypeAdapter(dict[str, JsonValue], config=ConfigDict(strict=True))
 
 
 PatternText = Annotated[str, BeforeValidator(_pattern_text)]
 MethodName = Annotated[str, AfterValidator(_method_name)]
 NameGlob = Annotated[str, Field(min_length=1), AfterValidator(_name_glob)]
 NameGlobs = Annotated[tuple[NameGlob, ...], Field(strict=False)]
-StepsTable = Annotated[dict[str, dict[str, JsonValue]], BeforeValidator(_steps_table)]
+StepTables = Annotated[dict[str, JsonValue] | list[dict[str, JsonValue]], PlainValidator(_step_tables)]
+StepsTable = Annotated[dict[str, StepTables], BeforeValidator(_steps_table)]
 
 
 class _Table(BaseModel):
@@ -92,7 +105,8 @@ class CalibrationSpec(_Table):
     `seqlen` None is min(2048, the model's context). `seed` draws the windows; None is the recipe's.
 
     `statistics` "block" takes all statistics of a block before any of its matrices is pruned, "group" takes them again
-    before each group of matrices that read the same activation. `propagate` "pruned" feeds each block what the pruned
+    before each group of matrices that read the same activation; None is "group" where a step compares activations with
+    the dense model's (`correct`), else "block". `propagate` "pruned" feeds each block what the pruned
     blocks before it give, "dense" what the dense model gives.
 
     Raises:
@@ -105,7 +119,7 @@ class CalibrationSpec(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
     sampling: Literal["packed", "documents"] = "packed"
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    statistics: Literal["block", "group"] = "block"
+    statistics: Literal["block", "group"] | None = None
     propagate: Literal["pruned", "dense"] = "pruned"
 
     @model_validator(mode="after")
@@ -147,6 +161,11 @@ class Target(_Table):
 class Recipe(_Table):
     """What the user asked for. Patterns, methods, steps and their options are checked when it is made.
 
+    `orders` says what becomes of the channel orders that permute steps find for N:M patterns: `fold` moves them into
+    the weights, so that every pruned matrix satisfies its pattern in its own column order; `gather` leaves the weights
+    in the source's order and stores each matrix's order, to be gathered at run time by a packed model; `mask` uses it
+    to choose the mask and is then done with it.
+
     With a `mask` file the masks are its own: no permute or select step runs, refine and update steps start from it.
 
     Raises:
@@ -156,6 +175,7 @@ class Recipe(_Table):
     seed: Annotated[int, Field(ge=0)] = 0
     pattern: PatternText = "2:4"
     method: MethodName = DEFAULT_METHOD
+    orders: Literal["fold", "gather", "mask"] = "fold"
     share: Literal["readers", "matrix"] = "readers"
     mask: Annotated[str, Field(min_length=1)] | None = None
     steps: StepsTable = {}
@@ -165,15 +185,30 @@ class Recipe(_Table):
     targets: Annotated[tuple[Target, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.share == "matrix" and self.orders == "fold":
+            raise refused(
+                'share = "matrix" gives each matrix a channel order of its own, and orders = "fold" (the default) can '
+                'only fold orders that readers share; give orders = "gather" or "mask" with it'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _binds(self) -> Self:
         for path, rule in (("", None), *((f"targets[{place}]", rule) for place, rule in enumerate(self.targets))):
             try:
-                self.bound(rule)
+                method = self.bound(rule)
             except MethodError as error:
                 head, _, reason = str(error).partition(": ")
                 if head.startswith("steps."):
                     raise refused(reason, f"{path}.{head}".removeprefix(".")) from None
                 raise refused(error, path) from None
+            if method.compares and self.calibration.propagate == "dense":
+                raise refused(
+                    'a step compares what the pruned model feeds it with the dense model\'s, and propagate = "dense" '
+                    "feeds it the dense model's own; leave one of the two out",
+                    f"{path}.steps.correct".removeprefix("."),
+                )
         return self
 
     def bound(self, rule: Target | None = None) -> BoundMethod:

@@ -7,13 +7,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from eggs_ptp.core.blocks import Diagonal, Height, Offset, Reading
+from eggs_ptp.core.floor import diagonals, put
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.noted import Noted
 from eggs_ptp.core.pattern import Pattern
-from eggs_ptp.select._blocks import Diagonal, Height, Offset, Reading
-from eggs_ptp.select._rows import Importance, lowest_rows, row_importance
+from eggs_ptp.core.rows import Importance, row_importance
 
-_ELEMENTS = 1 << 21  # scores put into blocks at a time: bounds the memory beside the matrix itself
 _CACHED = 1 << 18  # scores added up at a time in float64: fits a cache
 _FIRST_SPAN = 4  # blocks of each group that B = "auto" looks at first; then as many again, and so on
 
@@ -88,22 +88,14 @@ def _connect(
     Returns:
         Blocks per group, and the score they cost.
     """
-    grouped, kept = (torch.unflatten(tensor, 1, (-1, reading.pattern.group)) for tensor in (score, mask))
-    group = torch.arange(grouped.shape[1], device=score.device)
     used, lost = 0, 0.0
     span = limit if allowed == math.inf else _FIRST_SPAN
     while used < limit:
-        span = max(1, min(span, limit - used, _ELEMENTS // (reading.height * score.shape[1])))
-        rows = lowest_rows(importance, (used + span) * reading.height)[used * reading.height :]  # (rows, groups)
-        blocks, before = (
-            torch.unflatten(tensor[rows, group], 0, (span, -1)).transpose(1, 2) for tensor in (grouped, kept)
-        )  # (span, groups, height, M)
-        diagonals = reading.keep(blocks.flatten(0, 1)).view_as(blocks)
-        costs = (blocks.double() * (before.double() - diagonals.double())).sum((1, 2, 3))
-        fits = int((lost + costs.cumsum(0) <= allowed).long().cumprod(0).sum())
-        kept[rows[: fits * reading.height], group] = diagonals[:fits].transpose(1, 2).flatten(0, 1)
-        used, lost = used + fits, lost + float(costs[:fits].sum())
-        if fits < span:
-            break
+        for found in diagonals(score, mask, importance, reading, used, min(used + span, limit)):
+            fits = int((lost + found.costs.cumsum(0) <= allowed).long().cumprod(0).sum())
+            put(mask, found, fits)
+            used, lost = used + fits, lost + float(found.costs[:fits].sum())
+            if fits < len(found.costs):
+                return used, lost
         span = used
     return used, lost

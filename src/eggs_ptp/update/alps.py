@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from eggs_ptp.core.least_squares import least_squares, row_losses
 from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern
 from eggs_ptp.errors import MethodError, NumericsError
-from eggs_ptp.update._least_squares import least_squares, row_losses
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 _TOLERANCE = 1e-4  # of the final least squares, as in pcg
@@ -22,6 +22,7 @@ def alps(
     mask: Tensor | None,
     pattern: AnyPattern,
     gram: Tensor,
+    tokens: Tensor | None = None,
     *,
     damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01,
     rho: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1,
@@ -32,7 +33,7 @@ def alps(
 ) -> tuple[Tensor, Tensor]:
     """Minimise tr((W - D) H (W - D)^T) over weights D of the pattern, by ADMM, then by exact least squares.
 
-    With H = gram + damping * mean(diag gram) * I, scaled to a unit diagonal, each row repeats
+    With H = gram + damping * max(1, 32 in / tokens) * mean(diag gram) * I, scaled to a unit diagonal, each row repeats
     X = (W H - V + rho D) (H + rho I)^-1; D = X + V / rho where it is largest (N of M, or of the row), else 0;
     V += rho (X - D). Every third round rho grows: by 1.3, 1.2 or 1.1 if at least a tenth, at least half a percent, or
     less of the row's support has moved since the last look; a row whose support stands still is done, at the latest
@@ -40,29 +41,27 @@ def alps(
 
     A mask that is given is where D starts, and is not kept; otherwise D starts from W. Each row also solves for the
     weights of the support it started from, and keeps these where they lose less: so the result never loses more than
-    `pcg` does with the given mask. `weight`, `mask` (out, in), `gram` (in, in); returns weight (float32) and mask.
+    `pcg` does with the given mask. `weight`, `mask` (out, in), `gram` (in, in), of `tokens`; returns weight and mask.
 
     The eigendecomposition takes about 10 in^3 operations and four matrices of in^2. Matrices with more than `widest`
     inputs are refused, or (`wider`) get SparseGPT's mask, where none is given, and exact least squares instead.
 
     Source: ALPS, arXiv:2406.07831, algorithm 1.
     Differs: rho, its growth and the stop are each row's own (there the matrix's), and so are the step sizes of the
-    least squares; unstructured patterns are met in every row, not over the matrix; the better of start and end is kept.
+    least squares; unstructured patterns are met in every row, not over the matrix; the better of start and end is kept;
+    fewer than 32 tokens per channel raise the damping, as in pcg.
 
     Raises:
         PatternError: the columns cannot be cut into groups of M.
         MethodError: more inputs than `widest`.
         NumericsError: gram is zero, or its eigenvalues were not found.
     """
-    hessian = damped(gram, damping)
+    hessian = damped(gram, damping, tokens)
     dense = weight.to(hessian.dtype)
     pattern.check_width(dense.shape[1], "weight")
     if dense.shape[1] > widest:
         if wider == "refuse":
-            raise MethodError(
-                f"alps: {dense.shape[1]} input features are more than steps.update.widest = {widest}; raise it, set "
-                "steps.update.wider = 'sparsegpt', or give the matrix another method with a [[targets]] rule"
-            )
+            raise _too_wide(dense.shape[1], widest)
         found = sparsegpt(weight, None, pattern, gram, damping=damping)[1] if mask is None else mask
         return least_squares(dense, found, hessian, dense, iterations, _TOLERANCE), found
     scale = hessian.diagonal().sqrt()
@@ -77,6 +76,13 @@ def alps(
         for kept, begin in ((start, dense), (support, at))
     ]
     return _better(dense, hessian, *ends)
+
+
+def _too_wide(width: int, widest: int) -> MethodError:
+    return MethodError(
+        f"alps: {width} input features are more than steps.update.widest = {widest}; raise it, set "
+        "steps.update.wider = 'sparsegpt', or give the matrix another method with a [[targets]] rule"
+    )
 
 
 def _better(

@@ -49,11 +49,12 @@ def sparsegpt(
         MethodError: `original`, and M does not divide `block_size`.
         NumericsError: H is not positive definite.
     """
-    dense = weight.float().T.clone(memory_format=torch.contiguous_format)  # (in, out): a column lies in one piece
+    kind = torch.promote_types(gram.dtype, torch.float32)  # a gram in float64 is worked on in float64
+    dense = weight.to(kind).T.clone(memory_format=torch.contiguous_format)  # (in, out): a column lies in one piece
     dead = gram.diagonal() == 0
     if original:
         dense[dead] = 0.0
-    sweep = _Sweep(dense, upper_factor(gram.float(), damping), mask, dead)
+    sweep = _Sweep(dense, upper_factor(gram.to(kind), damping), mask, dead)
     if mask is not None:
         sweep.halve(0, len(dense), _LEAF, sweep.settle)
     elif isinstance(pattern, Pattern):

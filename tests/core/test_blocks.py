@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from oracles import expander as oracle
 from scipy.optimize import linprog
 
+from eggs_ptp.core.blocks import Reading
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.regular import _all_regular, bands, best_regular, most_retained, transport
 from eggs_ptp.errors import MethodError, PatternError
-from eggs_ptp.select._blocks import Reading
-from eggs_ptp.select._regular import _all_regular, bands, best_regular, most_retained, transport
 
 SQUARES = [(1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4), (2, 5), (3, 5), (2, 8), (3, 8), (4, 8), (7, 8), (4, 16)]
 
@@ -133,7 +133,7 @@ def test_a_block_does_not_depend_on_its_neighbours(keep: int, size: int) -> None
 def test_many_blocks_are_split(keep: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = kinds(size, 20)["plain"]
     whole = best_regular(blocks, keep)
-    monkeypatch.setattr("eggs_ptp.select._regular._ELEMENTS", 3 * size**3)
+    monkeypatch.setattr("eggs_ptp.core.regular._ELEMENTS", 3 * size**3)
     assert torch.equal(best_regular(blocks, keep), whole)
 
 
@@ -212,7 +212,7 @@ def test_short_blocks_keep_each_column_once(keep: int, size: int, offset: int | 
         ((2, 4), "circulant", "short", 0, MethodError, ("steps.select.block", "'short'", "'circulant'")),
         ((2, 4), "best", "short", 0, MethodError, ("steps.select.block", "'best'")),
         ((3, 4), "staircase", "short", 0, PatternError, ("steps.select.block", "3:4", "'square'")),
-        ((3, 5), "block", "square", 0, PatternError, ("steps.select.diagonal", "3:5", "'circulant'")),
+        ((3, 5), "block", "square", 0, PatternError, ("diagonal 'block'", "3:5", "'circulant'")),
         ((2, 4), "forced", "square", "best", MethodError, ("steps.select.offset", "'forced'")),
         ((2, 4), "best", "square", "best", MethodError, ("steps.select.offset", "'best'")),
         ((2, 4), "block", "square", "best", MethodError, ("steps.select.offset", "'block'")),

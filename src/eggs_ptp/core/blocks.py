@@ -8,8 +8,8 @@ from torch import Tensor
 
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.regular import bands, best_regular, most_retained
 from eggs_ptp.errors import MethodError, PatternError
-from eggs_ptp.select._regular import bands, best_regular, most_retained
 
 Diagonal = Literal["circulant", "staircase", "forced", "block", "best"]
 Height = Literal["square", "short"]
@@ -44,8 +44,8 @@ class Reading:
             )
         if self.diagonal == "block" and not divides:
             raise PatternError(
-                f"steps.select.diagonal: 'block' lines up squares of N, so N must divide M, which it does not in "
-                f"{self.pattern}; set steps.select.diagonal to 'circulant', 'staircase', 'forced' or 'best'"
+                f"diagonal 'block' lines up squares of N, so N must divide M, which it does not in {self.pattern}; "
+                "set it to 'circulant', 'staircase', 'forced' or 'best'"
             )
         if self.offset == "best" and self.diagonal not in ("circulant", "staircase"):
             raise MethodError(

@@ -41,6 +41,19 @@ def row_importance(
     return torch.cat(parts)
 
 
+def row_share(score: Tensor, whole: Tensor, size: int) -> Tensor:
+    """The part of each row's sum of `whole` that its scores make up in each group of `size` columns, 1/0 read as 0.
+
+    `score`, `whole` (out, in), neither negative; returns (out, in // size) in float64.
+    """
+    part = max(1, _ELEMENTS // score.shape[1])
+    parts = []
+    for rows, others in zip(torch.split(score, part), torch.split(whole, part), strict=True):
+        length = others.double().sum(1, keepdim=True)
+        parts.append(torch.where(length > 0, _group_sums(rows.double(), size) / length, 0.0))
+    return torch.cat(parts)
+
+
 def lowest_rows(importance: Tensor, count: int) -> Tensor:
     """The first `count` places of a stable ascending sort of each column, without sorting the rest.
 

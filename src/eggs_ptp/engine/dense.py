@@ -1,0 +1,97 @@
+"""The dense model beside the pruned one: its hidden states, and what it has where a pruned matrix stands."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from eggs_ptp.models.family import Family
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the dense model has for every token, (windows, seqlen, width).
+
+    Without `writers` it is what the linears read. With them it is the residual stream behind a linear that writes to
+    it: what the pruned model's stream lacks there is asked of the linear. `writers` are all those of the block.
+    """
+
+    values: Tensor
+    writers: tuple[str, ...] = ()
+
+
+class Residual:
+    """The residual stream inside a block while it runs: what came in, and what has been written to it so far."""
+
+    now: Tensor
+
+    @contextmanager
+    def of(
+        self, block: nn.Module, writers: Iterable[str], wrote: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        """Follow the stream; `wrote` is told the path of each of `writers` after its output has been added."""
+
+        def begin(_module: nn.Module, args: Any) -> None:
+            self.now = args[0]
+
+        def add(path: str, output: Tensor) -> None:
+            self.now = self.now + output
+            if wrote:
+                wrote(path)
+
+        handles = [block.register_forward_pre_hook(begin)]
+        for path in writers:
+            linear = block.get_submodule(path)
+            handles.append(linear.register_forward_hook(lambda _m, _args, output, path=path: add(path, output)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class DenseStream:
+    """The dense model's hidden states at the input of a block, (windows, seqlen, hidden)."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden.clone()
+
+    def advance(
+        self, block: nn.Module, kwargs: Mapping[str, Any], family: Family, asked: Iterable[str], batch: int
+    ) -> dict[str, Target]:
+        """Run a dense block: the hidden states become its outputs. Returns targets of the activations `asked` for.
+
+        The readers of an activation get what they read in the dense model; but one that reads alone and writes to the
+        residual stream gets the stream behind it.
+        """
+        writers = tuple(linear.path for linear in family.linears if family.reach.get(str(linear.writes)) == "model")
+        paths = {reads: [linear.path for linear in family.linears if linear.reads == reads] for reads in asked}
+        kept: dict[str, list[Tensor]] = {reads: [] for reads in paths}
+        alone = {path: reads for reads, (path, *others) in paths.items() if path in writers and not others}
+        residual = Residual()
+
+        def wrote(path: str) -> None:
+            if path in alone:
+                bias = cast(nn.Linear, block.get_submodule(path)).bias  # is added whatever the weight is
+                kept[alone[path]].append(residual.now if bias is None else residual.now - bias)
+
+        with residual.of(block, writers, wrote), torch.inference_mode():
+            handles = [
+                block.get_submodule(path).register_forward_pre_hook(
+                    lambda _m, args, reads=reads: kept[reads].append(args[0].clone())
+                )
+                for reads, (path, *_) in paths.items()
+                if path not in alone
+            ]
+            try:
+                for part in self.hidden.split(batch):
+                    output = block(part, **kwargs)
+                    part.copy_(output[0] if isinstance(output, tuple) else output)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        streams = set(alone.values())
+        return {reads: Target(torch.cat(parts), writers if reads in streams else ()) for reads, parts in kept.items()}

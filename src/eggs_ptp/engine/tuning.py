@@ -1,0 +1,89 @@
+"""A pruned block tuned as a whole, with what the dense model makes of the same windows."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from eggs_ptp.core.noted import Fact
+from eggs_ptp.core.seed import generator_for
+from eggs_ptp.engine.resident import resident
+from eggs_ptp.errors import NumericsError
+from eggs_ptp.method.step import Bound
+
+if TYPE_CHECKING:
+    from eggs_ptp.engine.run import Run
+
+
+def tune_block(
+    run: "Run",
+    index: int,
+    step: Bound,
+    masks: Mapping[str, Tensor],
+    inputs: Tensor,
+    target: Tensor,
+    kwargs: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, Fact]]:
+    """Run the tune step on a pruned block in memory, and put what it found in place.
+
+    `masks` are those of its pruned matrices by module path, `inputs` what reaches the block, `target` what the dense
+    model's block gives. Returns the changed tensors by their names in the checkpoint, in their stored types, and facts.
+
+    Raises:
+        NumericsError: the loss is not finite; names the block.
+    """
+    block, name = run.skeleton.blocks[index], run.skeleton.block_name(index)
+    given = {key: _trainable(value) for key, value in kwargs.items()}
+
+    def call(windows: Tensor) -> Tensor:
+        output = block(windows, **given)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    data = {
+        "block": block,
+        "masks": masks,
+        "inputs": inputs,
+        "target": target,
+        "call": call,
+        "generator": generator_for(run.seed, name, inputs.device),
+    }
+    last = index + 1 == len(run.skeleton.blocks)
+    with ExitStack() as stack:
+        data["logits"] = stack.enter_context(_head(run)) if last and "logits" in step.data else None
+        try:
+            found, facts = step(data.__getitem__)
+        except NumericsError as error:
+            raise NumericsError(f"{name}: {error}") from error
+    stored = {}
+    for tensor, value in found.items():
+        path, _, parameter = tensor.rpartition(".")
+        stored[f"{name}.{tensor}"] = value.to(run.shards.dtype(f"{name}.{tensor}"))
+        replaced = nn.Parameter(stored[f"{name}.{tensor}"].to(run.dtype), requires_grad=False)
+        setattr(block.get_submodule(path), parameter, replaced)
+    return stored, facts
+
+
+@contextmanager
+def _head(run: "Run") -> Iterator[Callable[[Tensor], Tensor]]:
+    """All that follows the blocks: the final norm and the head, brought into memory."""
+    model, norm = run.skeleton.model, run.skeleton.model.get_submodule(run.skeleton.family.norm)
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    path = next(path for path, module in model.named_modules() if module is head)
+    with (
+        resident(norm, run.skeleton.family.norm, run.shards, run.dtype, run.device),
+        resident(head, path, run.shards, run.dtype, run.device),
+    ):
+        yield lambda hidden: head(norm(hidden))
+
+
+def _trainable(value: Any) -> Any:
+    """The same, with tensors that may be part of a backward pass: those made in inference mode may not."""
+    if isinstance(value, Tensor):
+        with torch.inference_mode(False):
+            return value.clone()
+    if isinstance(value, tuple):
+        return tuple(_trainable(part) for part in value)
+    return value

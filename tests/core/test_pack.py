@@ -1,0 +1,168 @@
+"""Packing keeps every bit, and refuses what is not N:M."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles.packing import nm_matrix, packed_rows, same_bits
+
+from eggs_ptp.core.pack import FLOATS, Packed, check, expand, keep_mask, pack, unpack
+from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.errors import MethodError, PatternError
+
+PATTERNS = [
+    Pattern(*pair) for pair in ((1, 2), (1, 4), (2, 4), (3, 4), (4, 8), (5, 8), (1, 3), (2, 5), (8, 16), (9, 20))
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@given(
+    rows=st.integers(1, 6),
+    groups=st.integers(1, 7),
+    dtype=st.sampled_from(FLOATS),
+    zeros=st.sampled_from([0.0, 0.3, 1.0]),
+    ordered=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_bit_comes_back(pattern, rows, groups, dtype, zeros, ordered, seed):
+    columns = groups * pattern.group
+    packed_order = nm_matrix(rows, columns, pattern, dtype, seed, zeros)
+    order = torch.randperm(columns, generator=torch.Generator().manual_seed(seed)) if ordered else None
+    weight = packed_order if order is None else torch.empty_like(packed_order).index_copy_(1, order, packed_order)
+    packed = pack(weight, pattern, order)
+    assert same_bits(unpack(packed), weight)
+    assert same_bits(expand(packed), packed_order)
+    check(packed, "matrix")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@given(rows=st.integers(1, 4), groups=st.integers(1, 9), zeros=st.sampled_from([0.0, 0.4]), seed=st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_the_form_is_the_documented_one(pattern, rows, groups, zeros, seed):
+    weight = nm_matrix(rows, groups * pattern.group, pattern, seed=seed, zeros=zeros)
+    packed = pack(weight, pattern)
+    values, bits = packed_rows(weight.tolist(), pattern.keep, pattern.group)
+    assert same_bits(packed.values, torch.tensor(values).view(packed.values.shape))
+    assert packed.bits.tolist() == bits
+
+
+def test_a_matrix_larger_than_a_tile():
+    """Groups that are short of values lie in the middle tile alone, so that all ways through are taken."""
+    pattern = Pattern(2, 4)
+    weight = nm_matrix(700, 2048, pattern, torch.bfloat16)
+    weight[300:310, :64] = 0.0
+    packed = pack(weight, pattern)
+    assert same_bits(unpack(packed), weight)
+    assert packed.nbytes == 700 * 2048 * 2 * 9 // 16
+    assert int(keep_mask(packed).sum()) == 700 * 1024
+
+
+def test_sizes_are_those_of_the_document():
+    for dtype, pattern, share in (
+        (torch.bfloat16, Pattern(2, 4), 0.5625),
+        (torch.float16, Pattern(4, 8), 0.5625),
+        (torch.float32, Pattern(2, 4), 0.53125),
+        (torch.bfloat16, Pattern(1, 4), 0.3125),
+    ):
+        weight = nm_matrix(8, 64, pattern, dtype)
+        assert pack(weight, pattern).nbytes == share * weight.nbytes
+
+
+def test_special_values_keep_their_bits():
+    weight = torch.zeros(2, 8)
+    weight[0, 1], weight[0, 3] = float("nan"), float("-inf")
+    weight[0, 4], weight[0, 6] = 1e-45, -0.0
+    weight[1, 7] = -0.0
+    for dtype in FLOATS:
+        cast = weight.to(dtype)
+        assert same_bits(unpack(pack(cast, Pattern(2, 4))), cast)
+
+
+def test_negative_zeros_beyond_the_places_become_plain_ones():
+    weight = torch.tensor([[1.0, -0.0, -0.0, 2.0]])
+    assert same_bits(unpack(pack(weight, Pattern(2, 4))), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
+    assert same_bits(unpack(pack(weight, Pattern(3, 4))), torch.tensor([[1.0, -0.0, 0.0, 2.0]]))
+
+
+def test_too_full_groups_are_counted_over_all_tiles():
+    weight = nm_matrix(700, 2048, Pattern(2, 4))
+    weight[0, :4] = weight[699, 4:8] = 1.0
+    with pytest.raises(PatternError, match=r"^some\.name: not 2:4: 2 of 358400 groups keep more than 2; name"):
+        pack(weight, Pattern(2, 4), name="some.name")
+
+
+def test_an_order_matters():
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]])
+    order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7], dtype=torch.int32)
+    packed = pack(weight, Pattern(2, 4), order)
+    assert packed.values.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert packed.bits.tolist() == [[0b01010101]]
+    assert packed.order.dtype == torch.int32
+    with pytest.raises(PatternError, match=r"in the order given"):
+        pack(weight, Pattern(2, 4), torch.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("weight", "pattern", "order", "message"),
+    [
+        (torch.zeros(2, 8), Unstructured(0.5), None, r"^w: sparsity 0\.5 is unstructured"),
+        (torch.zeros(2, 6), Pattern(2, 4), None, r"^w: 6 input features cannot be cut"),
+        (torch.zeros(8), Pattern(2, 4), None, r"^w: expected a matrix .* got torch\.float32 \(8,\)"),
+        (torch.zeros(2, 8).double(), Pattern(2, 4), None, r"^w: expected a matrix .* got torch\.float64"),
+        (torch.zeros(2, 8), Pattern(2, 4), torch.zeros(8, dtype=torch.int64), r"^w: expected a channel order"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(weight, pattern, order, message):
+    with pytest.raises((PatternError, MethodError), match=message):
+        pack(weight, pattern, order, name="w")
+
+
+def spoilt(part: str, packed: Packed) -> Packed:
+    """A packed matrix of which one part was damaged."""
+    tensors = {"values": packed.values.clone(), "bits": packed.bits.clone(), "order": packed.order.clone()}
+    if part == "bit":
+        tensors["bits"][1, 0] ^= 1
+    elif part == "moved bit":  # as many bits as before, in the wrong groups
+        tensors["bits"][0, 0], tensors["bits"][0, 1] = 0b11110011, 0
+    elif part == "padding":
+        tensors["bits"][0, 1] |= 0x80
+    elif part == "order":
+        tensors["order"][0] = tensors["order"][1]
+    elif part == "wide values":
+        tensors["values"] = tensors["values"].repeat(1, 2)
+    elif part == "short bits":
+        tensors["bits"] = tensors["bits"][:, :1]
+    elif part == "signed bits":
+        tensors["bits"] = tensors["bits"].to(torch.int8)
+    elif part == "whole values":
+        tensors["values"] = tensors["values"].int()
+    return Packed(pattern=packed.pattern, columns=packed.columns, **tensors)
+
+
+@pytest.mark.parametrize(
+    ("part", "columns", "message"),
+    [
+        ("bit", 16, r"^w: the bits of 1 groups do not mark 2 of 4"),
+        ("bit", 12, r"^w: the bits of 1 groups do not mark 2 of 4"),
+        ("moved bit", 16, r"^w: the bits of 3 groups do not mark 2 of 4"),
+        ("padding", 12, r"^w: the bits of 1 groups"),
+        ("order", 16, r"^w: expected a channel order"),
+        ("wide values", 16, r"^w: 2:4 of 16 columns has values of 8 floats a row, got torch\.float32 \(2, 16\)"),
+        ("short bits", 16, r"^w: 2:4 of 16 columns has bits of shape \(2, 2\), uint8, got torch\.uint8 \(2, 1\)"),
+        ("signed bits", 16, r"got torch\.int8 \(2, 2\)"),
+        ("whole values", 16, r"got torch\.int32 \(2, 8\)"),
+    ],
+)
+def test_damaged_parts_are_refused(part, columns, message):
+    packed = pack(nm_matrix(2, columns, Pattern(2, 4)), Pattern(2, 4), torch.arange(columns))
+    check(packed, "w")
+    with pytest.raises((PatternError, MethodError), match=message):
+        check(spoilt(part, packed), "w")
+
+
+def test_a_matrix_without_rows():
+    empty = torch.zeros(0, 8)
+    packed = pack(empty, Pattern(2, 4))
+    assert (packed.values.shape, packed.bits.shape) == ((0, 4), (0, 1))
+    assert same_bits(unpack(packed), empty)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from eggs_ptp.correct.drift import drift
+from eggs_ptp.errors import NumericsError
+
+
+def _sample(tokens=200, rows=6, columns=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, columns, generator=generator, dtype=torch.float64) * torch.logspace(-1, 1, columns)
+    weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    y = torch.randn(tokens, rows, generator=generator, dtype=torch.float64) * 3
+    return weight, x, y
+
+
+def test_minimises_the_damped_error():
+    weight, x, y = _sample()
+    tokens, damping = len(x), 0.05
+    gram, cross = x.T @ x / tokens, y.T @ x / tokens
+    d = damping * gram.diagonal().mean()
+    # The same minimum as one ordinary least-squares problem: sqrt(d) I below the tokens asks for W.
+    stacked = torch.cat([x / tokens**0.5, d.sqrt() * torch.eye(x.shape[1], dtype=torch.float64)])
+    wanted = torch.cat([y / tokens**0.5, d.sqrt() * weight.T])
+    expected = torch.linalg.lstsq(stacked, wanted).solution.T
+    found = drift(weight.float(), gram.float(), cross.float(), damping=damping)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_no_drift_gives_the_weight_back():
+    weight, x, _ = _sample()
+    gram = (x.T @ x / len(x)).float()
+    cross = (weight @ x.T @ x / len(x)).float()
+    torch.testing.assert_close(drift(weight.float(), gram, cross), weight.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_share_goes_from_the_weight_to_the_answer():
+    weight, x, y = _sample()
+    gram, cross = (x.T @ x / len(x)).float(), (y.T @ x / len(x)).float()
+    none, half, whole = (drift(weight.float(), gram, cross, share=share) for share in (0.0, 0.5, 1.0))
+    assert torch.equal(none, weight.float())
+    torch.testing.assert_close(half, (none + whole) / 2)
+
+
+def test_masks_found_for_it_are_the_nearest_to_the_dense_outputs():
+    """||Y - X W'^T||^2 differs from ||X (V - W')^T||^2 by the same amount whatever W' is, without damping."""
+    weight, x, y = _sample()
+    gram, cross = x.T @ x / len(x), y.T @ x / len(x)
+    v = drift(weight, gram, cross, damping=1e-12).double()
+    rest = [
+        float((y - x @ candidate.T).square().sum() - (x @ (v - candidate).T).square().sum())
+        for candidate in (weight, torch.zeros_like(weight), weight * (weight > 0))
+    ]
+    assert rest == pytest.approx([rest[0]] * 3, rel=1e-5)
+
+
+def test_channels_that_never_fired_keep_their_weight():
+    weight, x, y = _sample()
+    x[:, 3] = 0.0
+    gram, cross = (x.T @ x / len(x)).float(), (y.T @ x / len(x)).float()
+    torch.testing.assert_close(drift(weight.float(), gram, cross)[:, 3], weight[:, 3].float())
+
+
+def test_a_zero_gram_is_refused():
+    weight, _, _ = _sample()
+    with pytest.raises(NumericsError, match="gram"):
+        drift(weight, torch.zeros(10, 10), torch.zeros(6, 10))

@@ -1,0 +1,139 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import least_squares as oracle
+from torch import Tensor
+
+from eggs_ptp.core.mask import keep_top, satisfies
+from eggs_ptp.core.noted import Noted
+from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.errors import MethodError, PatternError
+from eggs_ptp.method.step import Step
+from eggs_ptp.update.alps import alps
+from eggs_ptp.update.connect import connect
+from eggs_ptp.update.pcg import pcg
+from eggs_ptp.update.sparsegpt import sparsegpt
+
+TWO_OF_FOUR = Pattern(2, 4)
+
+
+def layer(out: int, width: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, a magnitude mask (not the best one), and the gram of correlated inputs of unlike scales."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(8 * width, width, generator=generator) @ torch.randn(width, width, generator=generator)
+    x *= torch.rand(width, generator=generator).mul(2).exp()
+    weight = torch.randn(out, width, generator=generator)
+    return weight, keep_top(weight.abs(), TWO_OF_FOUR), x.T @ x / len(x)
+
+
+def total(weight: Tensor, updated: Tensor, gram: Tensor) -> float:
+    return float(oracle.losses(weight, updated, oracle.damped(gram, 0.01)).sum())
+
+
+@pytest.mark.parametrize("pattern", [TWO_OF_FOUR, Pattern(1, 4), Pattern(4, 8)], ids=str)
+@pytest.mark.parametrize("diagonal", ["best", "circulant"])
+@pytest.mark.parametrize("B", [0, 1, 3, 100])
+def test_every_input_keeps_its_connections(pattern, diagonal, B):
+    weight, _, gram = layer(26, 16)
+    weight[:, 5] *= 1e-6  # an input that no mask would keep
+    mask = keep_top(weight.abs(), pattern)
+    (updated, found), facts = connect(weight, mask, None, pattern, gram, B=B, diagonal=diagonal)
+    used = min(B, 26 // pattern.group)
+    assert facts["B"] == used
+    assert facts["diagonal_rows"] == used * pattern.group
+    assert satisfies(found, pattern)
+    assert int(found.sum(0).min()) >= used * pattern.keep
+    assert int(mask[:, 5].sum()) == 0
+    assert not updated[~found].any()
+    if not used:
+        assert torch.equal(found, mask)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auto_takes_the_number_of_blocks_that_loses_least(seed):
+    weight, mask, gram = layer(32, 24, seed=seed)
+    thorough = {"iterations": 60}
+    found = connect(weight, mask, None, TWO_OF_FOUR, gram, B="auto", **thorough)
+    each = {B: connect(weight, mask, None, TWO_OF_FOUR, gram, B=B, **thorough) for B in (0, 1, 2, 5, 8)}
+    lost = {B: total(weight, one.value[0], gram) for B, one in each.items()}
+    assert lost[1] < lost[0]  # of a magnitude mask the blocks are an improvement
+    best = next(B for B, more in pairwise(lost) if lost[more] >= lost[B])
+    assert found.facts["B"] == best
+    assert torch.equal(found.value[1], each[best].value[1])
+    whole = total(weight, torch.zeros_like(weight), gram)
+    assert found.facts["layer_loss"] == pytest.approx(lost[best] / whole, rel=1e-3)
+    assert found.facts["layer_loss_B0"] == pytest.approx(lost[0] / whole, rel=1e-3)
+
+
+@given(seed=st.integers(0, 99), out=st.integers(1, 30), groups=st.integers(1, 6), after=st.sampled_from("ams"))
+@settings(max_examples=25, deadline=None)
+def test_auto_never_loses_more_than_the_same_without_blocks(seed, out, groups, after):
+    weight, mask, gram = layer(out, 4 * groups, seed=seed)
+    start = None
+    if after != "m":
+        start, mask = (alps if after == "a" else sparsegpt)(weight, None, TWO_OF_FOUR, gram)
+    found = connect(weight, mask, start, TWO_OF_FOUR, gram)
+    without, _ = pcg(weight, mask, gram, start)
+    after_all, _ = pcg(weight, found.value[1], gram, found.value[0])
+    assert found.facts["layer_loss"] <= found.facts["layer_loss_B0"]
+    size = total(weight, torch.zeros_like(weight), gram)
+    assert total(weight, after_all, gram) <= total(weight, without, gram) + 2e-3 * size
+    assert satisfies(found.value[1], TWO_OF_FOUR)
+
+
+def test_no_blocks_are_wanted_where_each_row_has_the_best_mask_there_is():
+    weight, _, gram = layer(8, 8, seed=3)
+    hessian = oracle.damped(gram, 0.01)
+    masks = oracle.group_masks(2, 4, 2)
+    best = []
+    for row in weight:
+        lost = [oracle.losses(row[None], oracle.on_support(row[None], m[None], hessian), hessian) for m in masks]
+        best.append(masks[int(torch.cat(lost).argmin())])
+    found = connect(weight, torch.stack(best), None, TWO_OF_FOUR, gram, iterations=60)
+    assert found.facts["B"] == 0
+    assert torch.equal(found.value[1], torch.stack(best))
+
+
+def test_it_goes_on_from_the_weights_before_it():
+    weight, mask, gram = layer(12, 16)
+    solved, _ = pcg(weight, mask, gram, iterations=100, tolerance=0.0)
+    (updated, _), _ = connect(weight, mask, solved, TWO_OF_FOUR, gram, B=0)
+    torch.testing.assert_close(updated, solved, rtol=1e-3, atol=1e-3)
+
+
+def test_fewer_rows_than_a_block_have_no_blocks():
+    weight, mask, gram = layer(3, 8)
+    found = connect(weight, mask, None, TWO_OF_FOUR, gram)
+    assert isinstance(found, Noted)
+    assert found.facts["B"] == 0
+    assert torch.equal(found.value[1], mask)
+
+
+def test_what_is_given_is_only_read():
+    weight, mask, gram = layer(8, 16)
+    start = weight * mask
+    copies = weight.clone(), mask.clone(), start.clone(), gram.clone()
+    connect(weight, mask, start, TWO_OF_FOUR, gram, B=2)
+    assert all(torch.equal(*pair) for pair in zip((weight, mask, start, gram), copies, strict=True))
+
+
+def test_channels_that_never_fired_are_no_error():
+    weight, mask, gram = layer(8, 16)
+    gram[:, 3], gram[3] = 0.0, 0.0
+    for damping in (0.0, 0.01):
+        (updated, found), _ = connect(weight, mask, None, TWO_OF_FOUR, gram, B=1, damping=damping)
+        assert torch.isfinite(updated).all()
+        assert satisfies(found, TWO_OF_FOUR)
+
+
+def test_what_it_cannot_do_is_said():
+    weight, mask, gram = layer(8, 16)
+    with pytest.raises(MethodError, match=r"steps\.select"):
+        connect(weight, None, None, TWO_OF_FOUR, gram)
+    with pytest.raises(PatternError, match="'block' lines up squares"):
+        connect(weight, mask, None, Pattern(3, 4), gram, diagonal="block")
+    with pytest.raises(MethodError, match=r"steps\.update\.B: -1 is not possible"):
+        Step("connect", {"B": -1}).bind("update")
