@@ -1,6 +1,7 @@
 """eggs-ptp: one-shot N:M pruning of Hugging Face causal language models.
 
-The names below are imported when they are first used, so that `import eggs_ptp` costs nothing.
+The names below are imported when they are first used, so that `import eggs_ptp` costs nothing. After it,
+`transformers` loads packed checkpoints.
 """
 
 import importlib
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from eggs_ptp.method.step import Step
     from eggs_ptp.recipe.read import read_recipe
     from eggs_ptp.recipe.recipe import Recipe
+    from eggs_ptp.sparse.convert import pack
 
 _HOMES = {
     "prune": "api",
@@ -21,6 +23,7 @@ _HOMES = {
     "verify": "api",
     "evaluate": "api",
     "load": "api",
+    "pack": "sparse.convert",
     "Recipe": "recipe.recipe",
     "read_recipe": "recipe.read",
     "METHODS": "method.catalogue",
@@ -39,6 +42,7 @@ __all__ = [
     "Unstructured",
     "evaluate",
     "load",
+    "pack",
     "plan",
     "prune",
     "read_recipe",
@@ -50,3 +54,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+importlib.import_module(f"{__name__}.models.registration").register()

@@ -19,6 +19,7 @@ _PACKAGES = (
     "typer",
     "rich",
     "psutil",
+    "numba",
     "datasets",
     "pyarrow",
 )
@@ -78,7 +79,7 @@ def _cpu_name() -> str:
 
 
 def _available() -> list[dict[str, Any]]:
-    rows = [*_cuda(), _hub(), _datasets(), _pyarrow(), _demo()]
+    rows = [*_cuda(), *_backends(), _hub(), _datasets(), _pyarrow(), _demo()]
     return [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in rows]
 
 
@@ -100,6 +101,18 @@ def _cuda() -> list[tuple[str, bool, str]]:
     if torch.version.cuda is None:
         return [("cuda", False, "this torch was built without CUDA; everything runs on the CPU")]
     return [("cuda", False, f"torch has CUDA {torch.version.cuda}, but finds no GPU or driver; all runs on the CPU")]
+
+
+def _backends() -> list[tuple[str, bool, str]]:
+    import torch
+
+    from eggs_ptp.core.pattern import Pattern
+    from eggs_ptp.sparse.backends import table
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    product = (device, torch.float32, Pattern(2, 4), 4096, 4096, 1)  # one token through a 2:4 matrix
+    asked = [(backend, backend.why_not(*product)) for backend in table()]
+    return [(f"packed: {backend.name}", reason is None, reason or backend.about) for backend, reason in asked]
 
 
 def _hub() -> tuple[str, bool, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eggs_ptp.errors import ModelError
+from eggs_ptp.sparse.contents import METHOD
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 _FETCHED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
@@ -36,8 +37,8 @@ def find_folder(model: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` as plain data and refuse folders that hold no dense safetensors model.
+def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:
+    """Read `config.json` as plain data and refuse folders that hold no dense safetensors model, or `packed` one.
 
     Raises:
         ModelError: adapter folder, no or broken config, pickled weights only, no weights, quantised weights.
@@ -72,9 +73,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             )
         raise ModelError(f"{folder}: config.json is there, but no *.safetensors weights")
     if quantised := config.get("quantization_config"):
-        kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        _refuse_quantised(folder, quantised, packed)
+    return config
+
+
+def _refuse_quantised(folder: Path, quantised: object, packed: bool) -> None:
+    kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+    if kind != METHOD:
         raise ModelError(
             f"{folder}: already quantised ({kind}); prune the original half- or single-precision model "
             "and quantise the result"
         )
-    return config
+    if not packed:
+        raise ModelError(f"{folder}: a packed folder; make it dense first: eggs export {folder} --format dense -o DIR")

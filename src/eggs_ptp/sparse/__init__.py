@@ -1,0 +1,1 @@
+"""Products with packed N:M matrices: a module, and a table of backends that can compute it."""

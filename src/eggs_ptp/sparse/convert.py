@@ -1,0 +1,82 @@
+"""Whole models: dense N:M linears become packed ones in memory, and back."""
+
+from collections import Counter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from eggs_ptp.core.mask import violations
+from eggs_ptp.core.pack import FLOATS, structured
+from eggs_ptp.core.pack import pack as pack_weight
+from eggs_ptp.core.pattern import Pattern, parse_pattern
+from eggs_ptp.errors import PatternError
+from eggs_ptp.sparse.contents import Contents
+from eggs_ptp.sparse.linear import NMLinear
+
+Model = TypeVar("Model", bound=nn.Module)
+# The sparsest first, and of equals the finest: a 2:4 matrix is 4:8 as well.
+PATTERNS = tuple(Pattern(*pair) for pair in ((1, 4), (2, 8), (2, 4), (4, 8), (8, 16), (5, 8), (3, 4), (6, 8), (7, 8)))
+
+
+@torch.no_grad()
+def pack(model: Model, pattern: Pattern | str | None = None) -> Model:
+    """Replace every `nn.Linear` of a model that is N:M by an `NMLinear`, in place; returns the model.
+
+    Without a `pattern` each matrix gets the first of `PATTERNS` that it fits. What fits none stays as it is, and so
+    does a matrix that is also used elsewhere, as heads tied to the embeddings are. A model of transformers can be
+    saved by `save_pretrained` afterwards, as a packed checkpoint.
+
+    Raises:
+        PatternError: the pattern is unstructured, or no matrix of the model has it.
+    """
+    candidates = PATTERNS
+    if pattern is not None:
+        asked = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+        candidates = (structured(asked, type(model).__name__),)
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    for name, linear in [*model.named_modules()]:
+        if type(linear) is nn.Linear and uses[id(linear.weight)] == 1:
+            found = next((pattern for pattern in candidates if _fits(linear.weight, pattern)), None)
+            if found is not None:
+                replace(model, name, NMLinear(pack_weight(linear.weight, found, name=name), linear.bias))
+    contents = contents_of(model)
+    if not contents.matrices:
+        wanted = ", ".join(map(str, candidates))
+        raise PatternError(f"no linear of this {type(model).__name__} is N:M ({wanted}); prune it first: eggs prune")
+    config: Any = getattr(model, "config", None)
+    if config is not None:
+        config.quantization_config = contents.to_dict()
+    return model
+
+
+def unpack(model: Model) -> Model:
+    """Replace every `NMLinear` of a model by the dense `nn.Linear` with its zeros, in place; returns the model."""
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, NMLinear):
+            replace(model, name, module.dense())
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return model
+
+
+def contents_of(model: nn.Module) -> Contents:
+    """Which modules of a model are packed."""
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, NMLinear)}
+    ordered = frozenset(name for name, module in packed.items() if module.order is not None)
+    return Contents({name: module.pattern for name, module in packed.items()}, ordered)
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the one of this name; it keeps the mode, training or not."""
+    parent, _, last = name.rpartition(".")
+    module.train(model.get_submodule(name).training)
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _fits(weight: Tensor, pattern: Pattern) -> bool:
+    if weight.shape[1] % pattern.group or weight.dtype not in FLOATS:
+        return False
+    share = int(weight[:64].count_nonzero()) / max(1, weight[:64].numel())  # a dense matrix is found out at once
+    return share <= pattern.density and not violations(weight != 0, pattern)

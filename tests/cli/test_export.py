@@ -1,0 +1,73 @@
+"""`eggs export`: both forms, masks, and what it refuses."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny, tmp_path_factory):
+    from eggs_ptp import api
+
+    folder = tmp_path_factory.mktemp("pruned") / "out"
+    api.prune(str(tiny()), folder, method="magnitude")
+    return folder
+
+
+def test_packed_and_dense_again(eggs, pruned, tmp_path):
+    packed, dense = tmp_path / "packed", tmp_path / "dense"
+    ran = eggs("export", pruned, "--format", "packed", "-o", packed)
+    assert ran.code == 0
+    assert "14 matrices" in ran.out
+    assert "53.1% of the dense" in ran.out
+    assert f"Written to {packed}, packed" in ran.out
+    assert json.loads((packed / "config.json").read_text())["quantization_config"]["quant_method"] == "eggs"
+    report = eggs("export", packed, "--format", "dense", "--output", dense, "--json").json
+    assert report == {
+        "folder": str(packed),
+        "output": str(dense),
+        "form": "dense",
+        "matrices": 14,
+        "dense_bytes": report["dense_bytes"],
+        "packed_bytes": report["dense_bytes"] * 17 // 32,
+    }
+    assert (dense / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
+
+
+def test_a_packed_folder_generates_what_the_dense_one_does(eggs, pruned, tmp_path):
+    eggs("export", pruned, "--format", "packed", "-o", tmp_path / "packed")
+    said = [
+        eggs("generate", folder, "--prompt", "Hello", "--temperature", "0", "--tokens", "12").out
+        for folder in (pruned, tmp_path / "packed")
+    ]
+    assert said[0] == said[1]
+    assert said[0].strip()
+
+
+def test_a_packed_folder_is_not_pruned(eggs, pruned, tmp_path):
+    eggs("export", pruned, "--format", "packed", "-o", tmp_path / "packed")
+    error = eggs("prune", tmp_path / "packed", "-o", tmp_path / "out", "--method", "magnitude").error
+    assert "a packed folder; make it dense first: eggs export" in error
+
+
+def test_masks(eggs, pruned, tmp_path):
+    ran = eggs("export", pruned, "--masks", tmp_path / "masks.safetensors")
+    assert ran.out == f"14 masks written to {tmp_path / 'masks.safetensors'}\n"
+    assert len(load_file(tmp_path / "masks.safetensors")) >= 14
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--format", "packed"), ("-o", "x"), ("--masks", "m", "-o", "x"), ("--masks", "m", "--format", "dense")],
+)
+def test_it_must_be_said_what_to_write(eggs, pruned, flags):
+    assert "say what to write" in eggs("export", pruned, *flags).error
+
+
+def test_faults_are_one_line(eggs, pruned, tmp_path):
+    assert "is dense already" in eggs("export", pruned, "--format", "dense", "-o", tmp_path / "x").error
+    error = eggs("export", pruned, "--format", "packed", "-o", tmp_path / "x", "--pattern", "0.5").error
+    assert "sparsity 0.5 is unstructured" in error
+    assert "no such folder" in eggs("export", tmp_path / "none", "--format", "packed", "-o", tmp_path / "x").error
+    assert not (tmp_path / "x").exists()

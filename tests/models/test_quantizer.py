@@ -1,0 +1,227 @@
+"""Packed folders in plain transformers: loaded, generated from, saved, and refused when they are damaged."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+import eggs_ptp
+from eggs_ptp.checkpoint.packed import export
+from eggs_ptp.errors import BackendError, CheckpointError, EggsError, ModelError, PatternError
+from eggs_ptp.models.load import load_model
+from eggs_ptp.models.quantizer import EggsConfig
+from eggs_ptp.sparse.linear import NMLinear
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
+UP = "model.layers.0.mlp.up_proj"
+IDS = torch.tensor([[256, 72, 101, 108, 108, 111]])
+
+
+@pytest.fixture(scope="module")
+def folders(tiny, tmp_path_factory):
+    """`folders(family)`: a dense pruned folder and the packed one made of it."""
+    made = {}
+
+    def pair(family="llama", **changes):
+        key = repr((family, changes))
+        if key not in made:
+            top = tmp_path_factory.mktemp(family)
+            eggs_ptp.prune(str(tiny(family, **changes)), top / "dense", method="magnitude")
+            export(top / "dense", top / "packed", "packed")
+            made[key] = top / "dense", top / "packed"
+        return made[key]
+
+    return pair
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    return shutil.copytree(folders()[1], tmp_path / "packed")
+
+
+def load(folder, **options):
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def greedy(model):
+    return model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=24, do_sample=False, pad_token_id=0)
+
+
+def packed_modules(model):
+    return {name for name, module in model.named_modules() if isinstance(module, NMLinear)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_greedy_text_are_those_of_the_dense_model(folders, family):
+    dense, packed = (load(folder) for folder in folders(family))
+    assert len(packed_modules(packed)) == 14
+    with torch.no_grad():
+        torch.testing.assert_close(packed(IDS).logits, dense(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(greedy(packed), greedy(dense))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_types_are_converted_as_they_are_asked_for(folders, dtype):
+    dense, packed = (load(folder, dtype=dtype) for folder in folders())
+    module = packed.get_submodule(UP)
+    assert (module.values.dtype, module.bits.dtype, packed.dtype) == (dtype, torch.uint8, dtype)
+    assert torch.equal(module.dense().weight, dense.get_submodule(UP).weight)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
+def test_device_maps(folders, device_map):
+    dense, packed = folders()
+    assert torch.equal(greedy(load(packed, device_map=device_map)), greedy(load(dense)))
+
+
+@pytest.mark.parametrize("offload_buffers", [False, True])
+def test_blocks_offloaded_to_disk(folders, tmp_path, offload_buffers):
+    dense, packed = folders()
+    where = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    where |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = load(packed, device_map=where, offload_folder=tmp_path, offload_buffers=offload_buffers)
+    assert model.model.layers[1].mlp.up_proj.values.is_meta == offload_buffers
+    assert torch.equal(greedy(model), greedy(load(dense)))
+
+
+def test_saving_writes_the_same_tensors(folders, tmp_path):
+    _, packed = folders()
+    load(packed).save_pretrained(tmp_path / "saved")
+    before, after = load_file(packed / "model.safetensors"), load_file(tmp_path / "saved" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    blocks = [json.loads((f / "config.json").read_text())["quantization_config"] for f in (packed, tmp_path / "saved")]
+    assert blocks[0] == blocks[1]
+    assert torch.equal(greedy(load(tmp_path / "saved")), greedy(load(packed)))
+
+
+def test_a_model_packed_in_memory_can_be_saved(folders, tmp_path):
+    dense, packed = folders()
+    model = eggs_ptp.pack(load(dense))
+    text = greedy(model)
+    model.save_pretrained(tmp_path / "saved")
+    before, after = load_file(packed / "model.safetensors"), load_file(tmp_path / "saved" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(greedy(load(tmp_path / "saved")), text)
+
+
+def test_dequantize_makes_a_plain_model(folders, tmp_path):
+    dense, packed = folders()
+    model = load(packed)
+    model.dequantize()
+    assert not packed_modules(model)
+    model.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    source, plain = load_file(dense / "model.safetensors"), load_file(tmp_path / "plain" / "model.safetensors")
+    assert source.keys() == plain.keys()
+    assert all(torch.equal(source[name], plain[name]) for name in source)
+
+
+def test_the_model_without_its_head(folders, tmp_path):
+    dense, packed = folders()
+    bare = AutoModel.from_pretrained(packed)
+    assert "layers.0.mlp.up_proj" in packed_modules(bare)
+    with torch.no_grad():
+        expected = load(dense).model(IDS).last_hidden_state
+        torch.testing.assert_close(bare(IDS).last_hidden_state, expected)
+        bare.save_pretrained(tmp_path / "bare")
+        torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "bare")(IDS).last_hidden_state, expected)
+
+
+def test_the_whole_model_compiles_without_a_graph_break(folders):
+    dense, packed = (load(folder) for folder in folders())
+    torch._dynamo.reset()
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        logits = compiled(IDS, use_cache=False).logits
+        torch.testing.assert_close(logits, dense(IDS, use_cache=False).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_refused(folders):
+    with pytest.raises(BackendError, match="pass no gradients"):
+        load(folders()[1])(IDS, labels=IDS).loss.backward()
+
+
+def test_a_dense_folder_is_not_packed_by_the_way(folders):
+    with pytest.raises(
+        CheckpointError, match=r"the folder is dense; load it without one, then eggs_ptp\.pack\(model\)"
+    ):
+        load(folders()[0], quantization_config=EggsConfig(matrices={UP: "2:4"}))
+
+
+def change(folder, name, tensor):
+    path = folder / "model.safetensors"
+    stored = {**load_file(path), name: tensor}
+    save_file({key: value for key, value in stored.items() if value is not None}, path, {"format": "pt"})
+
+
+def block(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"].update(changes)
+    path.write_text(json.dumps(config))
+
+
+def flipped(folder):
+    change(folder, f"{UP}.bits", load_file(folder / "model.safetensors")[f"{UP}.bits"] ^ 1)
+
+
+def missing(folder):
+    change(folder, f"{UP}.values", None)
+
+
+def short(folder):
+    change(folder, f"{UP}.values", torch.zeros(64, 8))
+
+
+def another_pattern(folder):
+    block(folder, matrices={UP: "1:4"})
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def future(folder):
+    block(folder, format=7)
+
+
+def stranger(folder):
+    block(folder, matrices={"model.layers.9.mlp.up_proj": "2:4"})
+
+
+def no_linear(folder):
+    block(folder, matrices={"model.norm": "2:4"})
+
+
+def misfit(folder):
+    block(folder, matrices={UP: "2:5"})
+
+
+DAMAGES = [
+    (flipped, rf"^{UP}: the bits of \d+ groups do not mark 2 of 4 columns$"),
+    (missing, rf"model\.safetensors: {UP}\.values is named in config\.json, but not in the checkpoint$"),
+    (short, rf"model\.safetensors: {UP}\.values has shape \[64, 8\], config\.json asks for \[64, 16\]$"),
+    (another_pattern, rf"{UP}\.values has shape \[64, 16\], config\.json asks for \[64, 8\]$"),
+    (cut, r"model\.safetensors: not a readable safetensors file"),
+    (future, r"^config\.json: packed format 7, this version reads format 1; update eggs-ptp$"),
+    (stranger, r"model\.layers\.9\.mlp\.up_proj"),
+    (no_linear, r"model\.norm"),
+    (misfit, rf"^config\.json: {UP}: linear: 32 input features cannot be cut into groups of 5"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=lambda value: getattr(value, "__name__", ""))
+def test_damaged_folders_are_refused_by_name(copied, damage, message):
+    damage(copied)
+    with pytest.raises((CheckpointError, PatternError), match=message) as caught:
+        load(copied)
+    assert isinstance(caught.value, EggsError)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"transformers cannot load this model \((Checkpoint|Pattern)Error: "):
+        load_model(copied)

@@ -1,0 +1,280 @@
+"""NMLinear stands in for nn.Linear: shapes, moves, copies, files, compilation; and refuses gradients."""
+
+import copy
+import gc
+import io
+import weakref
+
+import pytest
+import torch
+from oracles.packing import nm_matrix, same_bits
+from torch import nn
+
+from eggs_ptp.core.pack import pack
+from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.errors import BackendError
+from eggs_ptp.sparse import backends
+from eggs_ptp.sparse.backends import Backend, using
+from eggs_ptp.sparse.linear import NMLinear
+from eggs_ptp.sparse.reference import REFERENCE
+
+PATTERN = Pattern(2, 4)
+
+
+def layer(*, ordered=False, bias=True, dtype=torch.float32, seed=0, rows=12, columns=16):
+    """A packed layer, and the dense weight and bias that it stands for."""
+    weight = nm_matrix(rows, columns, PATTERN, dtype, seed)
+    order = None
+    if ordered:
+        order = torch.randperm(columns, generator=torch.Generator().manual_seed(seed))
+        weight = torch.empty_like(weight).index_copy_(1, order, weight)
+    offset = torch.linspace(-1, 1, rows).to(dtype) if bias else None
+    return NMLinear(pack(weight, PATTERN, order), offset), weight, offset
+
+
+def dense(x, weight, bias):
+    return nn.functional.linear(x, weight, bias)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A backend of our own before the reference; lists of what was prepared and computed."""
+    prepared, computed = [], []
+
+    def prepare(packed):
+        prepared.append(packed)
+        return packed
+
+    def linear(x, state):
+        computed.append(state)
+        return REFERENCE.linear(x, state)
+
+    own = Backend("counted", "for the test", lambda *_: None, prepare, linear)
+    monkeypatch.setattr(backends, "table", lambda: (own, REFERENCE))
+    return prepared, computed
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (3, 16), (2, 3, 16), (2, 1, 3, 16)])
+def test_it_computes_what_the_dense_layer_computes(ordered, bias, shape):
+    module, weight, offset = layer(ordered=ordered, bias=bias)
+    x = torch.randn(shape)
+    y = module(x)
+    assert y.shape == (*shape[:-1], 12)
+    torch.testing.assert_close(y, dense(x, weight, offset))
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (0, 0, 16)])
+def test_empty_batches(shape):
+    module, weight, offset = layer(ordered=True)
+    assert module(torch.empty(shape)).shape == dense(torch.empty(shape), weight, offset).shape
+
+
+def test_inputs_that_are_not_contiguous():
+    module, weight, offset = layer(ordered=True)
+    plain, _, _ = layer()
+    for x in (torch.randn(16, 5).T, torch.randn(3, 2, 32)[..., ::2], torch.randn(4, 1, 16).expand(4, 3, 16)):
+        torch.testing.assert_close(module(x), dense(x, weight, offset))
+        torch.testing.assert_close(plain(x), plain(x.contiguous()), rtol=0, atol=0)
+
+
+def test_to_changes_the_type_of_values_and_bias_only():
+    module, weight, offset = layer(ordered=True)
+    bits, order = module.bits.clone(), module.order.clone()
+    module.to(torch.bfloat16)
+    assert (module.values.dtype, module.bias.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert torch.equal(module.bits, bits)
+    assert torch.equal(module.order, order)
+    assert module.order.dtype == torch.int32
+    x = torch.randn(4, 16).bfloat16()
+    torch.testing.assert_close(module(x), dense(x, weight.bfloat16(), offset.bfloat16()), rtol=0.02, atol=0.02)
+    assert module.to("meta")(x.to("meta")).shape == (4, 12)
+
+
+def test_inputs_of_another_type_or_width_are_refused():
+    module, _, _ = layer()
+    for x in (torch.randn(2, 16).bfloat16(), torch.randn(2, 8)):
+        with pytest.raises(BackendError, match=r"^expected x of 16 features and type torch\.float32, got \(2, \d+\)"):
+            module(x)
+
+
+def test_state_dicts_round_trip():
+    module, weight, offset = layer(ordered=True)
+    state = module.state_dict()
+    assert sorted(state) == ["bias", "bits", "order", "values"]
+    other, _, _ = layer(ordered=True, seed=1)
+    x = torch.randn(3, 16)
+    other(x)  # states that were prepared for the old values must not survive
+    other.load_state_dict(state)
+    torch.testing.assert_close(other(x), dense(x, weight, offset))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({name: tensor for name, tensor in state.items() if name != "bits"})
+
+
+def test_state_dicts_with_damaged_bits_are_refused():
+    module, _, _ = layer()
+    state = {**module.state_dict(), "bits": module.bits ^ 1}
+    holder = nn.Sequential(module)
+    with pytest.raises(RuntimeError, match=r"0: the bits of \d+ groups do not mark 2 of 4 columns"):
+        holder.load_state_dict({f"0.{name}": tensor for name, tensor in state.items()})
+
+
+def test_room_is_made_for_a_dense_layer():
+    linear = nn.Linear(16, 12, dtype=torch.bfloat16)
+    room = NMLinear.empty(linear, PATTERN, ordered=True)
+    module, _, _ = layer(ordered=True, dtype=torch.bfloat16)
+    assert {name: (t.dtype, t.shape) for name, t in room.state_dict().items()} == {
+        name: (t.dtype, t.shape) for name, t in module.state_dict().items()
+    }
+    room.load_state_dict(module.state_dict())
+    x = torch.randn(2, 16).bfloat16()
+    assert same_bits(room(x), module(x))
+    assert NMLinear.empty(nn.Linear(16, 12, bias=False), PATTERN).bias is None
+
+
+def test_copies_and_files_are_modules_of_their_own():
+    module, _, offset = layer(ordered=True)
+    x = torch.randn(3, 16)
+    before = module(x)
+    copied = copy.deepcopy(module)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    module.values.zero_()
+    assert bool((module(x) == offset).all())
+    for other in (copied, loaded):
+        assert torch.equal(other(x), before)
+        assert (other.pattern, other.in_features, other.out_features) == (PATTERN, 16, 12)
+
+
+def test_dense_gives_the_weight_back():
+    module, weight, offset = layer(ordered=True)
+    linear = module.dense()
+    assert same_bits(linear.weight.detach(), weight)
+    assert same_bits(linear.bias.detach(), offset)
+    assert (linear.in_features, linear.out_features) == (16, 12)
+
+
+def test_states_are_prepared_once_and_again_after_a_change(counted):
+    prepared, _ = counted
+    module, weight, offset = layer()
+    x = torch.randn(2, 16)
+    module(x)
+    module(x)
+    assert len(prepared) == 1
+    with using("reference"):
+        module(x)
+    assert len(prepared) == 1
+    module.values.mul_(2.0)
+    torch.testing.assert_close(module(x), 2 * dense(x, weight, None) + offset)
+    assert len(prepared) == 2
+    module.double()
+    module(x.double())
+    assert len(prepared) == 3
+    module.double()  # changes nothing
+    module(x.double())
+    assert len(prepared) == 3
+
+
+def test_states_do_not_keep_the_tensors_of_a_moved_module(counted):
+    """As accelerate does it: buffers are replaced without a call of any method of the module."""
+    prepared, computed = counted
+    module, _, _ = layer()
+    module(torch.randn(2, 16))
+    alias = weakref.ref(prepared[0].values)
+    prepared.clear()
+    computed.clear()
+    module._buffers["values"] = module.values.to("meta")
+    gc.collect()
+    assert alias() is None
+
+
+def test_a_module_is_freed(counted):
+    prepared, computed = counted
+    module, _, _ = layer()
+    with torch.no_grad():
+        torch.ops.eggs_ptp.nm_linear(torch.randn(2, 16), module.values, module.bits, None, module.bias, 2, 4, "")
+    assert len(prepared) == 1
+    prepared.clear()
+    computed.clear()
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_operator_uses_the_states_of_its_module(counted):
+    prepared, _ = counted
+    module, weight, offset = layer(ordered=True)
+    x = torch.randn(2, 16)
+    module(x)
+    arguments = (module.values, module.bits, module.order, module.bias, 2, 4, "")
+    torch.testing.assert_close(torch.ops.eggs_ptp.nm_linear(x, *arguments), dense(x, weight, offset))
+    assert len(prepared) == 1
+    other = (module.values.clone(), *arguments[1:])  # of no module
+    torch.testing.assert_close(torch.ops.eggs_ptp.nm_linear(x, *other), dense(x, weight, offset))
+    assert len(prepared) == 2
+
+
+def test_the_operator_is_sound():
+    module, _, _ = layer(ordered=True)
+    for shape in ((3, 16), (2, 0, 16)):
+        arguments = (torch.randn(shape), module.values, module.bits, module.order, module.bias, 2, 4, "")
+        torch.library.opcheck(torch.ops.eggs_ptp.nm_linear.default, arguments)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_it_compiles_without_a_graph_break(counted, ordered):
+    prepared, _ = counted
+    first, weight, offset = layer(ordered=ordered, rows=16)
+    second, other, shift = layer(seed=1)
+    model = nn.Sequential(first, nn.ReLU(), second)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch.no_grad():
+        for batch in (1, 3, 5):
+            x = torch.randn(batch, 16)
+            expected = dense(dense(x, weight, offset).relu(), other, shift)
+            torch.testing.assert_close(compiled(x), expected)
+    assert len(prepared) == 2  # the states of the modules serve the compiled graph
+    model.double()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x.double()).float(), expected)
+
+
+def test_gradients_are_refused_and_forward_is_not():
+    module, weight, offset = layer()
+    x = torch.randn(2, 16, requires_grad=True)
+    y = module(x)
+    torch.testing.assert_close(y, dense(x, weight, offset))
+    with pytest.raises(BackendError, match=r"^packed N:M matrices pass no gradients; export the folder as dense"):
+        y.sum().backward()
+    with torch.no_grad():
+        assert not module(x).requires_grad
+    assert not list(module.parameters())
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        module, weight, offset = layer(ordered=True)
+        x = torch.randn(2, 16)
+        torch.testing.assert_close(module(x), dense(x, weight, offset))
+    plain, weight, offset = layer()
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(x), dense(x, weight, offset))
+
+
+def test_a_backend_can_be_forced_by_argument(counted):
+    prepared, _ = counted
+    weight = nm_matrix(4, 8, PATTERN)
+    module = NMLinear(pack(weight, PATTERN), backend="reference")
+    module(torch.randn(1, 8))
+    assert not prepared
+    with pytest.raises(BackendError, match="does not exist"):
+        NMLinear(pack(weight, PATTERN), backend="fast")
+
+
+def test_print_shows_the_pattern():
+    assert repr(layer(ordered=True)[0]) == "NMLinear(in_features=16, out_features=12, bias=True, 2:4, ordered)"
