@@ -80,6 +80,7 @@ def main() -> None:
                     nsamples=given.nsamples,
                     seqlen=given.seqlen,
                     seed=seed,
+                    orders="gather",  # the paper's: each reader group in an order of its own
                     **settings,
                 )
                 values.append(measure(f"{scratch}/model"))

@@ -4,6 +4,10 @@ Each row runs in a process of its own, rounds interleaved (A B C A B C ...); the
 forward passes of every block over all windows, blocks read from the same file, and nothing else. Memory is the peak
 resident memory of the pruning call over what the process had after its imports.
 
+Without --methods it is every row of the catalogue and, joined to Wanda, every step that no row has. That is long:
+--rounds 1 is enough to rank them. The record is written anew after every round, so whatever stops the run leaves the
+rounds before.
+
     python benchmarks/prune_speed.py [--rounds 5] [--methods wanda,eggs] [--pattern 2:4] [--record FILE.json]
 """
 
@@ -15,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HIDDEN, LAYERS, INTERMEDIATE, WINDOWS, SEQLEN = 512, 8, 1408, 32, 512
 
@@ -83,7 +88,7 @@ def run_floor(folder: Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, choices=range(1, 100), metavar="N")
     parser.add_argument("--methods", default="")
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--record", type=Path)
@@ -95,29 +100,39 @@ def main() -> None:
         print(json.dumps(result))
         return
     from eggs_ptp.checkpoint.record import versions
-    from eggs_ptp.method.catalogue import METHODS
 
-    defined, undefined = sort_out(given.methods.split(",") if given.methods else list(METHODS), given.pattern)
+    defined, undefined = sort_out(given.methods.split(",") if given.methods else every_method(), given.pattern)
     rows = ["floor", *defined]
-    seen: dict[str, list[dict[str, object]]] = {row: [] for row in rows}
+    seen: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     with tempfile.TemporaryDirectory() as name:
         make_checkpoint(Path(name))
-        for _ in range(given.rounds):
+        for done in range(1, given.rounds + 1):
             for row in rows:
                 command = [sys.executable, __file__, "--pattern", given.pattern, "--one", name, row]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(f"{row}: {done.stderr.strip()}")
-                seen[row].append(json.loads(done.stdout.strip().splitlines()[-1]))
-    record = summarise(seen)
+                ran = subprocess.run(command, capture_output=True, text=True, check=False)
+                if ran.returncode:
+                    sys.exit(f"{row}: {ran.stderr.strip()}")
+                seen[row].append(json.loads(ran.stdout.strip().splitlines()[-1]))
+                print(f"round {done} of {given.rounds}: {row} {seen[row][-1]['seconds']:.1f} s", file=sys.stderr)
+            record = summarise(seen)
+            whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": done}
+            whole |= {"pattern": given.pattern, "not_defined": undefined, "rows": record}
+            if given.record:
+                given.record.parent.mkdir(parents=True, exist_ok=True)
+                given.record.write_text(json.dumps(whole, indent=1) + "\n")
+    print(f"{given.pattern}, medians of {given.rounds} round{'s' if given.rounds > 1 else ''}")
     print_table(record)
     if undefined:
         print(f"not defined for {given.pattern}: {', '.join(undefined)}")
-    if given.record:
-        whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": given.rounds}
-        given.record.parent.mkdir(parents=True, exist_ok=True)
-        whole |= {"pattern": given.pattern, "not_defined": undefined, "rows": record}
-        given.record.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def every_method() -> list[str]:
+    """All rows of the catalogue, and Wanda joined with each step that none of them has."""
+    from eggs_ptp.method.catalogue import METHODS
+    from eggs_ptp.method.step import SLOTS, names
+
+    used = {step.name for method in METHODS.values() for step in method.bind().steps.values()}
+    return [*METHODS, *(f"wanda+{step}" for slot in SLOTS for step in names(slot) if step not in used)]
 
 
 def sort_out(methods: list[str], pattern: str) -> tuple[list[str], list[str]]:
@@ -154,10 +169,12 @@ def summarise(seen: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def print_table(record: dict[str, dict]) -> None:
-    print(f"{'method':12} {'seconds':>8} {'x floor':>8} {'MiB':>6}  stages (seconds)")
+    width = max(map(len, record))
+    print(f"{'method':{width}} {'seconds':>8} {'x floor':>8} {'MiB':>6}  stages (seconds)")
     for row, found in record.items():
         stages = ", ".join(f"{stage} {spent:.2f}" for stage, spent in found["stages"].items() if spent >= 0.005)
-        print(f"{row:12} {found['seconds']:8.2f} {found['ratio_to_floor']:8.2f} {found['memory_mib']:6.0f}  {stages}")
+        numbers = f"{found['seconds']:8.2f} {found['ratio_to_floor']:8.2f} {found['memory_mib']:6.0f}"
+        print(f"{row:{width}} {numbers}  {stages}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from eggs_ptp.cli.main import app
+from eggs_ptp.cli.program import app
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
 from eggs_ptp.method.step import SLOTS
 
@@ -18,7 +18,8 @@ _COMMAND_LINE = """# The command line
 <!-- Written by docs/make_pages.py from the program's help. -->
 
 `eggs VERB --help` prints the same. `--debug`, anywhere, shows where in the code an error arose; `--version` the
-version. Exit codes: 0, 1 (`verify` found faults), 2 (an error, said in one line), 130 (interrupted).
+version. Exit codes: 0, 1 (`verify` found faults), 2 (an error, said in one line on stderr, or runs of `compare` that
+failed), 130 (interrupted). With `--json`, stdout is one JSON document, or empty where an error left nothing to print.
 """
 
 
@@ -29,7 +30,9 @@ _METHODS = """# Methods
 A method is a row of steps. `eggs methods NAME` shows the formula, options and defaults of each; any option can be
 changed with `--set steps.SLOT.OPTION=VALUE`, any step replaced with `--set steps.SLOT=NAME`. Names join with `+`:
 `wanda+dsnot` is the row `wanda` refined by `dsnot`, `magnitude+sparsegpt` updates the weights that magnitude keeps.
-`-` and `_` are the same.
+An update step that goes on from another's weights (`reselect`, `connect`, `pcg`) is appended to what is there, as in
+`sparsegpt+pcg`; one that begins anew (`sparsegpt`, `alps`) takes its place. In a recipe a chain is a list,
+`update = ["sparsegpt", "pcg"]` or one `[[steps.update]]` table a step. `-` and `_` are the same.
 
 | name | what it does | statistics | steps | source |
 |---|---|---|---|---|
@@ -89,9 +92,11 @@ _COMPARED = """# Methods compared, on two small models
 
 <!-- Written by docs/make_pages.py from docs/results/compare-*.json. -->
 
-Perplexity, mean ± standard deviation over three calibration seeds (for StochRIA in the second table over three draws of
-its samples), and the difference to dense. Both models are small and trained to their capacity: they lose far more than
-a large model does, so orders can be read off, sizes cannot.
+Perplexity, mean ± standard deviation over three calibration seeds (for StochRIA in Table 4 over three draws of its
+samples), and the difference to dense. Both models are small and trained to their capacity: they lose far more than a
+large model does, so orders can be read off, sizes cannot. A dash: permutation, and so EGGS-PTP, is defined for N:M
+patterns only. Its rows choose masks with one channel order for the matrices that read the same activation, and fold
+none into the weights (`orders = "mask"`).
 """
 
 _ORDER = """## What agrees with the papers' ordering, and what does not
@@ -102,6 +107,13 @@ _ORDER = """## What agrees with the papers' ordering, and what does not
 - Agrees only in part: StochRIA stays within a few per cent of RIA in the paper's 7B models; with matrices of 64 to 384
   rows a tenth is 6 to 38 samples, and it is 5 to 12 % behind. Wanda is as good as RIA at 50 to 70 % on the built-in
   model when both are compared over the whole layer, as Table 4 does.
+- On the built-in model at 50, 60 and 70 %, each method with its own defaults (Wanda within rows, RIA over the layer), the
+  paper's order holds for magnitude, Wanda and RIA, from worst to best: RIA is 2, 4 and 5 % below Wanda, where Table 4 has
+  12, 32 and 68 % for LLaMA2-7B, and the lead grows with sparsity in both. StochRIA falls behind RIA faster, by 6, 10 and
+  16 %; the paper has it about level up to 60 %, and at 70 % 6 and 20 % behind for LLaMA2-7B and 13B but ahead for the
+  other two models. SparseGPT, which the paper's tables leave out, is far ahead of all. R2-DSnoT is no better than DSnoT
+  here, and at 60 % both are at about three times the perplexity of their start, where Table 5 has changes of 10 % at most
+  for starts by Wanda and RIA.
 - Does not agree: DSnoT and R2-DSnoT make things much worse here. Their 50 cycles and threshold are tuned to rows of 4096
   and more; on rows of 128 they swap most of a row. The public DSnoT code does so too on this model (packed windows: 838 at
   50 %, 1004 at 2:4, where it also loses the pattern; ours keeps it).
@@ -157,9 +169,10 @@ def methods() -> str:
         bound = method.bind()
         steps = []
         for slot in SLOTS:
-            if step := method.steps.get(slot):
-                options = ", ".join(f"{key} = {value}" for key, value in step.options.items())
-                steps.append(f"{slot} `{step.name}`{f' ({options})' if options else ''}")
+            step = method.steps.get(slot)
+            for link in getattr(step, "links", filter(None, (step,))):
+                options = ", ".join(f"{key} = {value}" for key, value in link.options.items())
+                steps.append(f"{slot} `{link.name}`{f' ({options})' if options else ''}")
         name = f"`{method.name}`{' (default)' if method.name == DEFAULT_METHOD else ''}"
         needs = ", ".join(sorted(bound.statistics)) or "none"
         lines.append(f"| {name} | {method.title} | {needs} | {'; '.join(steps)} | {method.source} |")

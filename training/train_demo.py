@@ -1,8 +1,9 @@
-"""Train the built-in demo model: a small Llama on English that is already on this machine.
+"""Train the built-in demo model, or a sibling of another size: a small Llama on English that is on this machine.
 
     python training/train_demo.py --steps 6000 --out build/demo-model
+    python training/train_demo.py --steps 6000 --hidden 64 --intermediate 128 --layers 5 --heads 4 --out build/small
 
-Two cores, one seed, no network. The folder that it writes is what the package ships as
+Two cores, one seed, no network. The folder that it writes without a size is what the package ships as
 `eggs_ptp/demo/model`. `training/README.md` says how the size and the text were chosen.
 """
 
@@ -48,6 +49,7 @@ def main() -> None:
         "threads": arguments.threads,
         "learning_rate": arguments.learning_rate,
         "batch_tokens": BATCH * CONTEXT,
+        "shape": shape_of(arguments),
         "text": {"train_sources": [*RUNTIME_SOURCES, *PACKAGES], "evaluation_sources": list(RUNTIME_SOURCES)},
         "train_characters": sum(map(len, train_texts)),
         "train_tokens": int(sum(map(len, encoded))),
@@ -56,7 +58,7 @@ def main() -> None:
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: version(name) for name in (*PACKAGES, "transformers", "tokenizers")},
     }
-    model = build(tokenizer)
+    model = build(tokenizer, facts["shape"])
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     print(json.dumps(facts), flush=True)
 
@@ -102,7 +104,7 @@ def main() -> None:
             print(json.dumps(entry), flush=True)
             if entry["held_out_perplexity"] < best:  # the best step is kept, should the text be overlearnt
                 best = entry["held_out_perplexity"]
-                write(model, tokenizer, arguments.out)
+                write(model, tokenizer, facts["shape"], arguments.out)
         if done % 100 == 0:
             kept = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
             seconds = time.perf_counter() - started
@@ -119,6 +121,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between measurements")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the residual stream")
+    parser.add_argument("--intermediate", type=int, default=320, help="width inside the MLP")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=8, help="query heads; half as many for keys and values")
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     return parser.parse_args()
@@ -149,14 +155,21 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def shape_of(arguments: argparse.Namespace) -> dict[str, int]:
+    """The size of the model, in the words of its configuration."""
+    return {
+        "hidden_size": arguments.hidden,
+        "intermediate_size": arguments.intermediate,
+        "num_hidden_layers": arguments.layers,
+        "num_attention_heads": arguments.heads,
+        "num_key_value_heads": arguments.heads // 2,
+    }
+
+
+def build(tokenizer: PreTrainedTokenizerFast, shape: dict[str, int]) -> LlamaForCausalLM:
     config = LlamaConfig(
+        **shape,
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=320,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -254,11 +267,11 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: in
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, shape: dict[str, int], folder: Path) -> None:
     """Write the folder beside its final place first, so that a reader never sees half of one."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    stored = build(tokenizer)
+    stored = build(tokenizer, shape)
     stored.load_state_dict(model.state_dict())
     stored = stored.to(torch.bfloat16)
     stored.config.use_cache = True
@@ -304,9 +317,14 @@ def written_log(facts: dict[str, Any]) -> str:
         for entry in facts["log"]
     )
     quoted = "\n".join(f"> {line}" for line in facts["sample"].splitlines())
-    return f"""# How the demo model was trained
+    shape = facts["shape"]
+    size = (
+        f"--hidden {shape['hidden_size']} --intermediate {shape['intermediate_size']} "
+        f"--layers {shape['num_hidden_layers']} --heads {shape['num_attention_heads']}"
+    )
+    return f"""# How this model was trained
 
-Written by `training/train_demo.py --steps {facts["steps"]} --seed {facts["seed"]}`;
+Written by `training/train_demo.py --steps {facts["steps"]} --seed {facts["seed"]} {size}`;
 `training.json` holds the same figures.
 
 | | |

@@ -50,6 +50,8 @@ def test_as_json_is_one_document(compare):
     assert wanda["difference"] == pytest.approx(wanda["perplexity"] - ran.json["dense"]["perplexity"])
     assert "needs an N:M pattern" in ran.json["table"][2]["remark"]
     assert {record["seed"] for record in ran.json["records"]} == {0, 1}
+    assert ran.json["command"].startswith("eggs compare ")
+    assert ran.json["command"].endswith(" --methods wanda,eggs --patterns 0.5,2:4 --seeds 2 --json")
 
 
 def test_as_markdown_and_as_csv(compare):
@@ -141,6 +143,7 @@ def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
         (("--seeds", "two"), "--seeds"),
         (("--recipe", "table-22"), "no shipped table, did you mean 'table-2'?; shipped: table-10, "),
         (("--recipe", "table-22.toml"), "table-22.toml cannot be read"),
+        (("--recipe", "table-6"), "table-6: its numbers are accuracies in zero-shot tasks, and comparisons measure"),
         (("--recipe", "table-3", "--patterns", "2:4"), "--patterns: the rows or columns of"),
         (("--set", "steps.score.alhpa=1"), "did you mean 'alpha'"),
         (("--format", "html"), "--format"),

@@ -13,10 +13,10 @@ def pruned(monkeypatch):
     """A demo whose work is only noted down: (output, method, overwrite) of each pruning."""
     done = []
 
-    def prune(model, output, recipe, *, overwrite, listener):
+    def prune(model, output, recipe, *, overwrite, listener, shared):
         assert (model, recipe.pattern) == ("demo", "2:4")
-        select = recipe.bound().steps["select"]
-        blocks = select.options.get("B")
+        select = recipe.bound().steps.get("select")
+        blocks = select.options.get("B") if select else None
         done.append((str(output), recipe.method, blocks, overwrite))
         output.mkdir(parents=True, exist_ok=True)
         (output / "eggs.json").write_text(json.dumps({"format": 1, "source": {"model": "demo"}, "matrices": []}))
@@ -38,26 +38,30 @@ def test_the_table_has_every_method_and_fixed_blocks_beside_the_automatic_ones(e
     ran = eggs("demo", "-o", out)
     assert ran.code == 0
     assert [(method, blocks) for _, method, blocks, _ in pruned] == [
-        ("eggs", "auto"),
+        ("eggs+", None),
         ("magnitude", None),
         ("wanda", None),
         ("ria", None),
         ("ria_cp", None),
+        ("eggs", "auto"),
+        ("sparsegpt", None),
         ("eggs", 0),
         ("eggs", 1),
         ("eggs", 2),
         ("eggs", 5),
     ]
-    assert {path for path, method, blocks, _ in pruned if blocks == "auto"} == {str(out)}
+    assert [method for path, method, _, _ in pruned if path == str(out)] == ["eggs+"]
     words = " ".join(ran.out.split())
     for row in (
         "dense 30.00 1.00",
         "magnitude 52.00 1.73 1.50 s 400 MB",
         "ria + permutation 55.00 1.83",
-        "eggs (B automatic) 51.00 1.70 1.50 s 400 MB 3 to 4, mean 3.5",
-        "eggs, B = 5 59.00 1.97 1.50 s 400 MB 5",
+        "eggs (B automatic) 56.00 1.87 1.50 s 400 MB 3 to 4, mean 3.5",
+        "eggs+ 51.00 1.70",
+        "eggs, B = 5 61.00 2.03 1.50 s 400 MB 5",
         "dense writes: text of demo",
-        f"eggs writes: text of {out}",
+        f"eggs+ writes: text of {out}",
+        "eggs prune demo --method eggs-max",
     ):
         assert row in words
 
@@ -92,6 +96,6 @@ def test_for_real(eggs, tmp_path):
     found = eggs("demo", "-o", tmp_path / "out", "--json").json
     values = {row["label"]: row["perplexity"] for row in found["rows"]}
     assert values["magnitude"] > 1.5 * found["dense"]["value"]
-    assert values["eggs (B automatic)"] < values["ria"] < values["magnitude"]
+    assert values["eggs+"] < values["sparsegpt"] < values["eggs (B automatic)"] < values["ria"] < values["magnitude"]
     assert values["eggs, B = 0"] == pytest.approx(values["ria + permutation"])
     assert eggs("verify", tmp_path / "out", "--against", "demo").code == 0

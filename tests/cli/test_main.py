@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from eggs_ptp import api
-from eggs_ptp.cli.main import app, main
+from eggs_ptp.cli.main import main
+from eggs_ptp.cli.program import app
 
 VERBS = ("prune", "plan", "verify", "export", "evaluate", "compare", "generate", "methods", "doctor", "demo")
 
@@ -77,6 +78,25 @@ def test_interruption_is_130(eggs, monkeypatch):
     monkeypatch.setattr(api, "plan", interrupt)
     ran = eggs("plan", "demo")
     assert (ran.code, ran.out, ran.err) == (130, "", "eggs: interrupted\n")
+
+
+def test_interruption_is_130_while_the_program_is_being_imported():
+    done = child(
+        "import builtins, sys\n"
+        "from eggs_ptp.cli.main import main\n"
+        "imported = builtins.__import__\n"
+        "def interrupted(name, *more):\n"
+        "    if name == 'typer':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return imported(name, *more)\n"
+        "builtins.__import__ = interrupted\n"
+        "sys.exit(main(['--version']))"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "eggs: interrupted\n")
+
+
+def test_an_error_leaves_stdout_empty_also_where_json_was_asked_for(eggs, tmp_path):
+    assert "config.json" in eggs("plan", tmp_path, "--json").error
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def test_lists_them_as_json(eggs):
 def test_explains_each_with_every_option(eggs, name):
     method = METHODS[name].bind()
     found = eggs("methods", name, "--json").json
-    assert [step["slot"] for step in found["steps"]] == list(method.steps)
-    for step, bound in zip(found["steps"], method.steps.values(), strict=True):
+    assert [step["slot"] for step in found["steps"]] == [link.slot for link in method.links]
+    for step, bound in zip(found["steps"], method.links, strict=True):
         assert {option["name"]: option["value"] for option in step["options"]} == dict(bound.options)
         assert step["formula"]
         assert step["source"]

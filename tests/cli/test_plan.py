@@ -2,11 +2,19 @@ def test_says_what_happens_to_every_matrix(eggs, tiny, text_file):
     ran = eggs("plan", tiny(), "--calibration", text_file, "--nsamples", 4, "--exclude", "*.1.mlp.down_proj")
     assert ran.code == 0
     words = " ".join(ran.out.split())
-    assert "model.layers.0-1.self_attn.q_proj 2 32 x 32 attention_in 2:4 eggs input_norm" in words
+    assert "model.layers.0-1.self_attn.q_proj 2 32 x 32 attention_in 2:4 eggs+ cross, gram, input_norm, tokens" in words
     assert "model.layers.1.mlp.down_proj 1 32 x 64 mlp dense: excluded by '*.1.mlp.down_proj'" in words
-    assert "(llama, 2 blocks, 14 matrices) on cpu in float32: 13 to 2:4 by eggs, 1 left dense" in words
+    assert "(llama, 2 blocks, 14 matrices) on cpu in float32: 13 to 2:4 by eggs+, 1 left dense" in words
     assert f"calibration: 4 windows of 128 tokens from {text_file}" in words
     assert "MB on top of the libraries" in words
+
+
+def test_says_what_becomes_of_orders(eggs, tiny):
+    assert "channel orders: folded into the weights" in eggs("plan", tiny()).out
+    assert "channel orders: kept in eggs/orders.safetensors" in eggs("plan", tiny(), "--orders", "gather").out
+    assert "channel orders: used for the masks alone" in eggs("plan", tiny(), "--orders", "mask").out
+    assert "channel orders" not in eggs("plan", tiny(), "--method", "wanda").out
+    assert eggs("plan", tiny(), "--orders", "roll").code == 2
 
 
 def test_a_method_without_statistics_needs_no_text(eggs, tiny):

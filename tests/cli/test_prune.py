@@ -21,10 +21,10 @@ def test_says_what_it_will_do_does_it_and_reports(eggs, tiny, text_file, tmp_pat
     ran = eggs("prune", tiny(), "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 4, "--seqlen", 64)
     assert ran.code == 0
     first, *_, last = ran.err.splitlines()
-    assert first.startswith(f"{tiny()} (llama, 2 blocks, 14 matrices) on cpu in float32: 14 to 2:4 by eggs")
+    assert first.startswith(f"{tiny()} (llama, 2 blocks, 14 matrices) on cpu in float32: 14 to 2:4 by eggs+")
     assert last.startswith("prune: 2/2, ")
     words = " ".join(ran.out.split())
-    assert "model.layers.0-1.mlp.down_proj 2 2:4 50.0% eggs 0." in words
+    assert "model.layers.0-1.mlp.down_proj 2 2:4 50.0% eggs+ 0." in words
     assert f"Prove it: eggs verify {tmp_path / 'out'} --against {tiny()}" in words
     assert eggs("verify", tmp_path / "out", "--against", tiny()).code == 0
 
@@ -50,6 +50,15 @@ def test_flags_reach_the_recipe(eggs, tiny, text_file, tmp_path):
     assert patterns == {"q_proj": "2:4", "k_proj": "4:8", "v_proj": "2:4"}
     assert (found["recipe"]["seed"], found["recipe"]["method"]) == (5, "ria")
     assert found["recipe"]["steps"]["score"]["alpha"] == 0.7
+
+
+@pytest.mark.parametrize("orders", [None, "fold", "gather", "mask"])
+def test_orders_are_folded_unless_asked(eggs, tiny, text_file, tmp_path, orders):
+    flags = ("--calibration", text_file, "--nsamples", 4, "--method", "ria_cp", "--json")
+    found = eggs("prune", tiny(), "-o", tmp_path / "out", *flags, *(("--orders", orders) if orders else ())).json
+    assert found["orders"] == (orders or "fold")
+    assert {matrix["in_order"] for matrix in found["matrices"]} == {orders in (None, "fold")}
+    assert eggs("verify", tmp_path / "out", "--against", tiny()).code == 0
 
 
 def test_the_report_folds_blocks_and_shows_each_automatic_choice():

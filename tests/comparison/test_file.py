@@ -56,7 +56,7 @@ def test_a_file_says_rows_columns_and_seeds_beside_the_common_recipe(written):
 
 def test_without_a_file_it_is_the_default_method():
     grid = read_comparison()
-    assert [row.labels for row in grid.rows] == [("eggs",)]
+    assert [row.labels for row in grid.rows] == [("eggs+",)]
     assert [column.label for column in grid.columns] == ["2:4"]
     assert (grid.heads, grid.seeds, grid.title) == (("method",), 3, "")
 

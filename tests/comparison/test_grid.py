@@ -88,6 +88,19 @@ def test_a_step_of_another_name_brings_no_options_of_the_one_before():
     assert under == {"score": {"name": "lp", "p": 2}, "select": {"group": "row"}}
 
 
+def test_options_over_a_chain_are_refused_and_a_step_or_a_chain_takes_its_place():
+    under = {"steps": {"update": ["sparsegpt", {"name": "pcg", "iterations": 5}]}}
+    for over in ({"name": "alps", "rounds": 9}, ["alps", "pcg"], "alps"):
+        assert merged(under, {"steps": {"update": over}})["steps"]["update"] == over
+    column = Column("9", {"steps": {"update": {"iterations": 9}}})
+    message = r"^t: chain at 9: steps\.update: iterations cannot be set in a list of steps; give the whole list, or a name$"
+    with pytest.raises(RecipeError, match=message):
+        Grid(Recipe(), (Row(("chain",), under, None, "t: "),), (column,))
+    (cell,) = Grid(Recipe(), (Row(("max",), {"method": "eggs-max"}),), (column,), 1).cells()
+    links = cell.recipe.bound().method.to_dict()["steps"]["update"]
+    assert [link["iterations"] for link in links] == [9, 9, 9]  # a method's own chain takes options for every link
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "heads", "message"),
     [

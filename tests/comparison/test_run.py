@@ -86,7 +86,8 @@ def test_sharing_the_dense_inputs_and_the_windows_changes_no_bit(
         assert one == two
         assert alone.calibration == together.calibration
         assert [m["output_error"] for m in alone.matrices] == [m["output_error"] for m in together.matrices]
-    assert (len(captures), len(drawn)) == (6 + 2, 6 + 2)  # six runs alone, and one for each seed
+    # Six runs alone, two of which take the inputs twice (first for the orders that are folded), and one for each seed.
+    assert (len(captures), len(drawn)) == (6 + 2 + 2, 6 + 2)
     captures.clear()
     compare(asked, str(tiny()), **evaluation)
     assert len(captures) == 2

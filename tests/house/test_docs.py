@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from eggs_ptp.cli.main import app
+from eggs_ptp.cli.program import app
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,6 @@
 """`eggs compare`: methods x patterns x seeds on one model."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,7 @@ Records = Annotated[
 
 
 def compare(
+    context: typer.Context,
     model: flags.Model,
     methods: Methods = None,
     patterns: Patterns = None,
@@ -83,11 +85,10 @@ def compare(
 ) -> None:
     """Prune a model by several methods, patterns and seeds; compare the perplexities. Exit code 2 if a run fails."""
     from eggs_ptp.cli.terminal import Progress, line, print_json
-    from eggs_ptp.comparison.file import read_comparison
-    from eggs_ptp.comparison.run import compare as run
+    from eggs_ptp.comparison import file, run
     from eggs_ptp.demo.builtin import DEMO
 
-    grid = read_comparison(
+    grid = file.read_comparison(
         recipe,
         set_ or [],
         methods=methods.split(",") if methods is not None else None,
@@ -105,7 +106,7 @@ def compare(
             elif not json:
                 line(f"compare: {done}/{total} {what}", stderr=True)
 
-        found = run(
+        found = run.compare(
             grid,
             model,
             text=text,
@@ -118,7 +119,7 @@ def compare(
             records=output,
             progress=tell,
         )
-    print_json(found.to_dict()) if json else _print(found, format_)
+    print_json({"command": shlex.join(context.obj), **found.to_dict()}) if json else _print(found, format_)
     raise typer.Exit(2 if found.failed else 0)
 
 

@@ -13,6 +13,14 @@ _RECIPE = "What to prune, how, and on which text"
 _RUN = "Running"
 
 
+class Orders(StrEnum):
+    """What becomes of channel orders."""
+
+    fold = "fold"
+    gather = "gather"
+    mask = "mask"
+
+
 class DType(StrEnum):
     """Types that blocks can be computed in."""
 
@@ -26,7 +34,7 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, a hub name such as Qwen/Qwen3-0.6B, or demo.")
 ]
 Method = Annotated[
-    str | None, typer.Option(help="How to choose; see eggs methods. Default: eggs.", rich_help_panel=_RECIPE)
+    str | None, typer.Option(help="How to choose; see eggs methods. Default: eggs+.", rich_help_panel=_RECIPE)
 ]
 Pattern = Annotated[
     str | None,
@@ -58,6 +66,14 @@ Include = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Leave these matrices dense. May be repeated.", rich_help_panel=_RECIPE)
+]
+OrdersFlag = Annotated[
+    Orders | None,
+    typer.Option(
+        "--orders",
+        help="Channel orders of permutation: in the weights, beside them, or for the mask alone. Default: fold.",
+        rich_help_panel=_RECIPE,
+    ),
 ]
 RecipeFile = Annotated[
     Path | None,

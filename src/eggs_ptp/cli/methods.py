@@ -49,7 +49,7 @@ def _explain(method: "Method") -> dict[str, Any]:
         "title": method.title,
         "source": method.source,
         "statistics": {name: STATISTICS[name].formula for name in sorted(bound.statistics)},
-        "steps": [_explain_step(step) for step in bound.steps.values()],
+        "steps": [_explain_step(step) for step in bound.links],
     }
 
 

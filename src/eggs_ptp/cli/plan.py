@@ -9,6 +9,11 @@ from eggs_ptp.cli.flags import DType
 if TYPE_CHECKING:
     from eggs_ptp.engine.plan import Plan
 
+_ORDERS = {
+    "fold": "folded into the weights, so that every N:M matrix is N:M in its own column order",
+    "gather": "kept in eggs/orders.safetensors, for a packed model to gather at run time",
+    "mask": "used for the masks alone",
+}
 _TEXTS = {"": "C4 (hub)", "demo": "the built-in text"}
 
 
@@ -20,6 +25,7 @@ def plan(
     nsamples: flags.NSamples = None,
     seqlen: flags.SeqLen = None,
     seed: flags.Seed = None,
+    orders: flags.OrdersFlag = None,
     include: flags.Include = None,
     exclude: flags.Exclude = None,
     recipe: flags.RecipeFile = None,
@@ -45,6 +51,7 @@ def plan(
         nsamples=nsamples,
         seqlen=seqlen,
         seed=seed,
+        orders=orders.value if orders else None,
         include=include,
         exclude=exclude,
         mask=str(mask) if mask else None,
@@ -81,12 +88,14 @@ def summary(model: str, decided: "Plan") -> list[str]:
     what = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     lines = [
         f"{model} ({data['model_type']}, {data['blocks']} blocks, {len(data['matrices'])} matrices) on "
-        f"{data['device']} in {data['dtype']}: {what}; embeddings, norms and head stay as they are",
+        f"{data['device']} in {data['dtype']}: {what}; embeddings, norms and head are not pruned",
     ]
     if data["nsamples"]:
         source = _TEXTS.get(data["calibration"], data["calibration"])
         lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}")
     else:
         lines.append("calibration: none needed")
+    if data["orders"]:
+        lines.append(f"channel orders: {_ORDERS[data['orders']]}")
     lines.append(f"about {bytes_text(data['memory_bytes'])} on top of the libraries, {seconds_text(data['seconds'])}")
     return lines

@@ -20,6 +20,7 @@ from eggs_ptp.recipe.read import read_recipe, read_table
 from eggs_ptp.recipe.recipe import Recipe
 
 _Seeds = Annotated[int, Field(ge=1)]
+_NOT_SHIPPED = {"table-6": "its numbers are accuracies in zero-shot tasks, and comparisons measure perplexity"}
 
 
 class _Entry(BaseModel):
@@ -192,6 +193,8 @@ def _find(file: Path) -> tuple[Path, bool]:
         return file, True
     if str(file) in shipped():
         return Path(str(files("eggs_ptp.comparison") / "tables" / f"{file}.toml")), False
+    if why := _NOT_SHIPPED.get(str(file)):
+        raise RecipeError(f"{file}: {why}; table-5 compares the same methods; shipped: {', '.join(shipped())}")
     raise RecipeError(
         f"{file}: no such file, and no shipped table{nearest(str(file), shipped())}; shipped: {', '.join(shipped())}"
     )

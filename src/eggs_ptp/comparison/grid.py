@@ -114,14 +114,21 @@ class Grid:
         return {(r.labels, c.label): _recipe(common, r, c) for r in self.rows for c in self.columns}
 
 
-def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `under`, table by table; a step of another name takes the place of the one that is there."""
+def merged(under: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`over` laid over `under`, table by table; a step of another name takes the place of the one that is there.
+
+    Raises:
+        RecipeError: options without a step's name lie over a list of steps; names the key, under `path`.
+    """
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
             renamed = "name" in below and value.get("name", below["name"]) != below["name"]
-            result[key] = dict(value) if renamed else merged(below, value)
+            result[key] = dict(value) if renamed else merged(below, value, f"{path}{key}.")
+        elif isinstance(value, Mapping) and isinstance(below, list) and "name" not in value:
+            options = ", ".join(value)
+            raise RecipeError(f"{path}{key}: {options} cannot be set in a list of steps; give the whole list, or a name")
         else:
             result[key] = value
     return result

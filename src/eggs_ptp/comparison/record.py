@@ -71,6 +71,6 @@ def _own_steps(recipe: Recipe | None) -> list[Path]:
     if recipe is None:
         return []
     rules = [rule for rule in recipe.targets if not rule.skip]
-    steps = [step for rule in (None, *rules) for step in recipe.bound(rule).steps.values()]
+    steps = [step for rule in (None, *rules) for step in recipe.bound(rule).links]
     paths = {Path(step.function.__code__.co_filename) for step in steps if ":" in step.name}
     return sorted(path for path in paths if path.is_file())
