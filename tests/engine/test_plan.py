@@ -108,7 +108,7 @@ def test_windows_are_as_long_as_the_context_unless_asked(planned):
 
 
 def test_estimates_grow_with_the_work(planned):
-    small, large = (planned(calibration=CalibrationSpec(nsamples=n)) for n in (8, 80))
+    small, large = (planned(method="eggs", calibration=CalibrationSpec(nsamples=n)) for n in (8, 80))
     assert large.memory_bytes - small.memory_bytes == 72 * 128 * 32 * 4  # 72 more windows of hidden states
     assert 0 < small.seconds < large.seconds
     assert large.seconds == pytest.approx(10 * small.seconds)
@@ -147,7 +147,7 @@ def test_a_plan_says_what_becomes_of_orders(planned):
 
 def test_an_order_that_spans_the_model_takes_a_pass_of_its_own(planned):
     settings = {"calibration": CalibrationSpec(nsamples=80)}
-    fold, gather = planned(**settings), planned(orders="gather", **settings)
+    fold, gather = (planned(method="eggs", orders=orders, **settings) for orders in ("fold", "gather"))
     assert (fold.orders_first, gather.orders_first) == (True, False)
     assert fold.seconds == pytest.approx(1.5 * gather.seconds)
     assert not planned(method="magnitude", steps={"permute": "deal"}).orders_first
@@ -215,3 +215,13 @@ def test_a_checkpoint_with_too_few_blocks_is_named(tiny, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
     with pytest.raises(ModelError, match=r"no tensor is named model\.layers\.2\.self_attn\.q_proj\.weight"):
         plan_run(load_skeleton(folder), Shards(folder), Recipe(), device=CPU, dtype=torch.float32)
+
+
+def test_what_runs_beside_the_pruned_model_is_counted(planned):
+    plain, compared = (planned(method=method, orders="gather") for method in ("ria_cp+pcg", "ria_cp+pcg+drift"))
+    hidden = plain.nsamples * plain.seqlen * 32 * 4
+    assert compared.memory_bytes - plain.memory_bytes > 5 * hidden  # its own stream, and four activations of it
+    assert compared.seconds == pytest.approx(1.75 * plain.seconds)
+    tuned = planned(method="ria_cp+pcg+adam", orders="gather")
+    weights = sum(matrix.rows * matrix.columns for matrix in tuned.of_block(0))
+    assert tuned.memory_bytes - plain.memory_bytes == hidden + 24 * weights

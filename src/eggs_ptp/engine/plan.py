@@ -208,22 +208,27 @@ def _memory(plan: Plan, skeleton: Skeleton) -> int:
             readers[key] = readers.get(key, 0) + matrix.rows * matrix.columns * 4
             wanted = matrix.resolved.method.statistics
             sums[key] = 4 * matrix.columns**2 if "gram" in wanted else 8 * matrix.columns * len(wanted)
+            sums[key] += 4 * matrix.columns * skeleton.hidden_size if matrix.compares else 0
     rows = min(ORDER_ROWS, sum(matrix.rows for matrix in plan.folding("model")))
     stack = 4 * rows * skeleton.hidden_size * 4  # scores, and what the permute step makes of them
     total = block_bytes + max(3 * max(readers.values()), stack)
     if plan.needs_calibration:
         widest = max(parameter.shape[0] for parameter in skeleton.blocks[0].parameters())
-        total += plan.nsamples * plan.seqlen * skeleton.hidden_size * 4
+        # The dense model's hidden states, and what it has at each activation that is compared.
+        compared = {matrix.reads for matrix in plan.matrices if matrix.compares}
+        total += (1 + plan.needs_dense + len(compared)) * plan.nsamples * plan.seqlen * skeleton.hidden_size * 4
         total += 4 * max(BATCH_TOKENS, plan.seqlen) * widest * 4  # what one batch holds inside a block
         total += max(sum(size for key, size in sums.items() if key[0] == block) for block in {key[0] for key in sums})
-    return total
+    tuned = [sum(24 * m.rows * m.columns for m in plan.of_block(block) if m.tune) for block in range(plan.blocks)]
+    return total + max(tuned)
 
 
 def _seconds(plan: Plan, device: torch.device) -> float:
     if not plan.needs_calibration:
         return 0.0
     weights = sum(matrix.rows * matrix.columns for matrix in plan.matrices)
-    passes = 3 if plan.orders_first else 2
+    # Observing and going on; an order found first; the dense model beside; each group of readers observed by itself.
+    passes = 2.0 + plan.orders_first + plan.needs_dense + 0.5 * plan.compares
     flops = 2 * passes * plan.nsamples * plan.seqlen * weights
     return flops / _speed(device)
 
