@@ -1,4 +1,4 @@
-"""Write the pages that come from the code, docs/command-line.md and docs/methods.md: `python docs/make_pages.py`."""
+"""Write the pages, and the part of README.md, that come from the code and the records: `python docs/make_pages.py`."""
 
 import json
 import re
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from accuracy_page import accuracy, shares
 
 from eggs_ptp.cli.program import app
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
 from eggs_ptp.method.step import SLOTS
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+_README_SHARES = re.compile(r"(?<=<!-- shares: by docs/make_pages.py -->\n).*?(?=<!-- end of shares -->)", re.S)
 _COMMAND_LINE = """# The command line
 
 <!-- Written by docs/make_pages.py from the program's help. -->
@@ -85,6 +88,8 @@ def pages() -> dict[Path, str]:
         DOCS / "methods.md": methods(),
         DOCS / "eggs-readings.md": readings(),
         DOCS / "compared.md": compared(),
+        DOCS / "accuracy.md": accuracy(),
+        README: _README_SHARES.sub(lambda _found: shares(), README.read_text(encoding="utf-8")),
     }
 
 

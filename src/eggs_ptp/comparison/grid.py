@@ -127,8 +127,8 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any], path: str = "") ->
             renamed = "name" in below and value.get("name", below["name"]) != below["name"]
             result[key] = dict(value) if renamed else merged(below, value, f"{path}{key}.")
         elif isinstance(value, Mapping) and isinstance(below, list) and "name" not in value:
-            options = ", ".join(value)
-            raise RecipeError(f"{path}{key}: {options} cannot be set in a list of steps; give the whole list, or a name")
+            came = ", ".join(value)
+            raise RecipeError(f"{path}{key}: {came} cannot be laid over a list; give the whole list, or a step's name")
         else:
             result[key] = value
     return result
