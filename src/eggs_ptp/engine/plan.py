@@ -20,6 +20,7 @@ from eggs_ptp.recipe.targets import Resolved, resolve
 
 BATCH_TOKENS = 2048  # tokens that run through a block at once
 ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
+ORDER_TOKENS = 8192  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _seconds(plan: Plan, device: torch.device) -> float:
         return 0.0
     weights = sum(matrix.rows * matrix.columns for matrix in plan.matrices)
     # Observing and going on; an order found first; the dense model beside; each group of readers observed by itself.
-    passes = 2.0 + plan.orders_first + plan.needs_dense + 0.5 * plan.compares
+    passes = 2.0 + plan.orders_first / order_stride(plan.nsamples, plan.seqlen) + plan.needs_dense + 0.5 * plan.compares
     flops = 2 * passes * plan.nsamples * plan.seqlen * weights
     return flops / _speed(device)
 
@@ -243,6 +244,11 @@ def _speed(device: torch.device) -> float:
         (a @ a).sum().item()
         best = min(best, time.perf_counter() - start)
     return 2 * 1024**3 / best
+
+
+def order_stride(windows: int, seqlen: int) -> int:
+    """Of so many windows one is looked at to find an order that spans the model."""
+    return max(1, windows * seqlen // ORDER_TOKENS)
 
 
 def matrices_by_activation(matrices: list[MatrixPlan]) -> Mapping[str, list[MatrixPlan]]:
