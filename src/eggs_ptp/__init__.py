@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eggs_ptp.recipe.read import read_recipe
     from eggs_ptp.recipe.recipe import Recipe
     from eggs_ptp.sparse.convert import pack
+    from eggs_ptp.sparse.zeros import keep_zeros
 
 _HOMES = {
     "prune": "api",
@@ -24,6 +25,7 @@ _HOMES = {
     "evaluate": "api",
     "load": "api",
     "pack": "sparse.convert",
+    "keep_zeros": "sparse.zeros",
     "Recipe": "recipe.recipe",
     "read_recipe": "recipe.read",
     "METHODS": "method.catalogue",
@@ -41,6 +43,7 @@ __all__ = [
     "Step",
     "Unstructured",
     "evaluate",
+    "keep_zeros",
     "load",
     "pack",
     "plan",

@@ -8,7 +8,20 @@ from eggs_ptp import api
 from eggs_ptp.cli.main import main
 from eggs_ptp.cli.program import app
 
-VERBS = ("prune", "plan", "verify", "export", "evaluate", "compare", "generate", "methods", "doctor", "demo")
+VERBS = (
+    "prune",
+    "plan",
+    "verify",
+    "diagnose",
+    "export",
+    "evaluate",
+    "compare",
+    "bench",
+    "generate",
+    "methods",
+    "doctor",
+    "demo",
+)
 
 
 def child(code, **options):

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from eggs_ptp.cli import compare, demo, doctor, evaluate, export, generate, methods, plan, prune, verify
+from eggs_ptp.cli import (
+    bench,
+    compare,
+    demo,
+    diagnose,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    methods,
+    plan,
+    prune,
+    verify,
+)
 from eggs_ptp.errors import EggsError
 
 FAILED = 2
@@ -27,9 +40,11 @@ for verb in (
     prune.prune,
     plan.plan,
     verify.verify,
+    diagnose.diagnose,
     export.export,
     evaluate.evaluate,
     compare.compare,
+    bench.bench,
     generate.generate,
     methods.methods,
     doctor.doctor,

@@ -78,7 +78,7 @@ def load_heads(folder: Path) -> Heads:
     """
     from transformers import AutoConfig
 
-    read_config(folder)
+    read_config(folder, packed=True)
     try:
         return Heads.of(AutoConfig.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # as above

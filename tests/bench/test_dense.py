@@ -1,0 +1,25 @@
+"""The prepacked dense layer computes what torch's does."""
+
+import pytest
+import torch
+from torch import nn
+
+from eggs_ptp.bench.dense import Prepacked, why_not_prepacked
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (1, 1, 24), (2, 7, 24), (40, 24)])
+def test_it_is_the_same_product(dtype, bias, shape):
+    if reason := why_not_prepacked(dtype):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    linear = nn.Linear(24, 40, bias=bias, dtype=dtype).requires_grad_(False)
+    x = torch.randn(shape).to(dtype)
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(Prepacked(linear)(x), linear(x), rtol=tolerance, atol=tolerance)
+
+
+def test_where_torch_has_none_it_says_why(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert why_not_prepacked(torch.float32) == "torch was built without oneDNN"
