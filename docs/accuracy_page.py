@@ -39,20 +39,20 @@ Rows are sorted from most excess to least.
 def accuracy() -> str:
     """Tables of the accuracy record, and what can be read off the rows that it has."""
     record = _accuracy_record()
-    tables = _tables(record)
+    tables = tables_of(record)
     lengths = " or ".join(str(length) for length in sorted({facts["seqlen"] for facts in record["models"].values()}))
     parts = [_ACCURACY.format(nsamples=record["protocol"]["nsamples"], seqlen=lengths)]
     for (model, pattern), table in tables.items():
         facts = record["models"][model]
         dense = f"{facts['dense']:.2f} on {facts['targets']} tokens"
         parts.append(f"## {model}, {pattern}\n\nDense: {dense} of {_text(facts, 'evaluation')}; calibrated on")
-        parts[-1] += f" {_text(facts, 'calibration')}.\n\n" + _accuracy_table(table, record)
+        parts[-1] += f" {_text(facts, 'calibration')}.\n\n" + table_text(table, record)
         if _REFERENCE in table and _mean(table[_REFERENCE]) < _JUDGED:
             parts[-1] += "\nSparseGPT's excess is so small here that shares of it say little.\n"
         for fault in dict.fromkeys(f"{m}: {fault}" for m, rows in table.items() for r in rows for fault in r["faults"]):
             parts[-1] += f"\n`eggs verify` finds in {fault}.\n"
     parts.append("## What beats what\n\n" + _reading(tables, record))
-    parts.append("## How it was made\n\n" + _made(record))
+    parts.append("## How it was made\n\n" + made_by(record))
     return "\n".join(parts)
 
 
@@ -61,7 +61,7 @@ def _accuracy_record() -> dict[str, Any]:
     return found
 
 
-def _tables(record: dict[str, Any]) -> dict[tuple[str, str], Table]:
+def tables_of(record: dict[str, Any]) -> dict[tuple[str, str], Table]:
     """Rows by model and pattern, then by method."""
     tables: dict[tuple[str, str], Table] = {}
     for row in sorted(record["rows"], key=lambda row: (list(record["models"]).index(row["model"]), row["pattern"])):
@@ -90,7 +90,7 @@ def _outdated(rows: Rows, record: dict[str, Any]) -> bool:
     return any(record["settings"][row["settings"]].get("steps") != now for row in rows)
 
 
-def _accuracy_table(table: Table, record: dict[str, Any]) -> str:
+def table_text(table: Table, record: dict[str, Any]) -> str:
     lines = ["| method | perplexity | sd | excess | share | sd | seconds | processor | seeds |", "|---|" + "--:|" * 8]
     outdated = False
     for method, rows in sorted(table.items(), key=lambda pair: -_mean(pair[1])):
@@ -199,7 +199,7 @@ def _findings(tables: dict[tuple[str, str], Table]) -> str:
     return "\n".join(said) + "\n" if said else ""
 
 
-def _made(record: dict[str, Any]) -> str:
+def made_by(record: dict[str, Any]) -> str:
     used = {key: sorted({row[key] for row in record["rows"]}) for key in ("environment", "command")}
     lines = ["```", *(record["commands"][command] for command in used["command"]), "```", ""]
     for place in used["environment"]:
@@ -213,7 +213,7 @@ def shares() -> str:
     record = _accuracy_record()
     tables = {
         place: table
-        for place, table in _tables(record).items()
+        for place, table in tables_of(record).items()
         if _REFERENCE in table and _mean(table[_REFERENCE]) >= _JUDGED
     }
     patterns = list(dict.fromkeys(pattern for _, pattern in tables))

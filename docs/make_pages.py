@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from ablation_page import ablation
 from accuracy_page import accuracy, shares
 
 from eggs_ptp.cli.program import app
@@ -89,6 +90,7 @@ def pages() -> dict[Path, str]:
         DOCS / "eggs-readings.md": readings(),
         DOCS / "compared.md": compared(),
         DOCS / "accuracy.md": accuracy(),
+        DOCS / "ablation.md": ablation(),
         README: _README_SHARES.sub(lambda _found: shares(), README.read_text(encoding="utf-8")),
     }
 
