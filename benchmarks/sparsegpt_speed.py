@@ -8,8 +8,8 @@ seconds are medians, ratios medians over the rounds.
 
 Masks: the reference is `columns` in float64 on the same Hessian. Ours in float64 has to choose the same mask (else exit
 code 1). In float32 a near tie may fall either way, and the rest of its row then follows; for ours and for both literal
-sweeps in float32 it is counted in how many rows that happens. Beyond --widest inputs `columns` would take a quarter of an
-hour a run: it is left out, and `blocks` in float64 is the reference.
+sweeps in float32 it is counted in how many rows that happens. Beyond --widest inputs `columns` would take a quarter of
+an hour a run: it is left out, and `blocks` in float64 is the reference.
 
     python benchmarks/sparsegpt_speed.py [--rounds 3] [--shapes 2048x2048,2048x8192] [--widest 4096] [--pattern 2:4]
                                          [--device cpu] [--record FILE]
@@ -128,7 +128,7 @@ def product(weight: Tensor, gram: Tensor, pattern: Pattern, clock: Clock) -> Res
 CONTESTANTS = {"columns": by_columns, "blocks": by_blocks, "ours": product}
 
 
-def measure(out: int, width: int, pattern: Pattern, rounds: int, device: str, widest: int) -> dict[str, Any]:
+def measure(out: int, width: int, pattern: Pattern, rounds: int, device: str, widest: int = 4096) -> dict[str, Any]:
     weight, gram = layer(out, width, device)
     contestants = {name: run for name, run in CONTESTANTS.items() if name != "columns" or width <= widest}
     trusted = next(iter(contestants))
