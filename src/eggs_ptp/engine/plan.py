@@ -20,7 +20,7 @@ from eggs_ptp.recipe.targets import Resolved, resolve
 
 BATCH_TOKENS = 2048  # tokens that run through a block at once
 ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
-ORDER_TOKENS = 8192  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
+ORDER_TOKENS = 32768  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
 
 
 @dataclass(frozen=True)
