@@ -1,5 +1,6 @@
 """Two-block random models of every family, with a byte-level tokenizer, saved as Hugging Face folders."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -51,3 +52,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=128)
+
+
+def change_packed(folder: Path, **changes: object) -> None:
+    """Change what a packed folder's config.json says of its format."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"].update(changes)
+    path.write_text(json.dumps(config))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles.packing import nm_matrix, same_bits
 from safetensors.torch import load_file, save_file
+from tiny import change_packed
 
 from eggs_ptp import api
 from eggs_ptp.checkpoint import stream as streams
@@ -184,14 +185,6 @@ def test_forms_and_places_that_make_no_sense_are_refused(pruned, packed, tmp_pat
     export(pruned(), packed, "packed", overwrite=True)
 
 
-def block(folder, **changes):
-    """Change the packed block of a config.json."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"].update(changes)
-    path.write_text(json.dumps(config))
-
-
 def damaged_bits(folder):
     bits = load_file(folder / "model.safetensors")[f"{DOWN}.bits"]
     bits[3, 2] ^= 0b11
@@ -213,11 +206,11 @@ def no_bits(folder):
 
 
 def future(folder):
-    block(folder, format=2)
+    change_packed(folder, format=2)
 
 
 def another_pattern(folder):
-    block(folder, matrices={DOWN: "2:4"})
+    change_packed(folder, matrices={DOWN: "2:4"})
 
 
 DAMAGES = [

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,15 +14,6 @@ from eggs_ptp.core.regular import _all_regular, bands, best_regular, most_retain
 from eggs_ptp.errors import MethodError, PatternError
 
 SQUARES = [(1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4), (2, 5), (3, 5), (2, 8), (3, 8), (4, 8), (7, 8), (4, 16)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Thousands of calls on tiny tensors, which threads only slow down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def kinds(size: int, count: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -1,11 +1,10 @@
 """Orders that can be folded: found from the dense model, inside each head, and not from more rows than said."""
 
 import re
-import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from eggs_ptp.calibration.windows import Windows
@@ -148,20 +147,6 @@ def test_heads_are_permuted_inside_for_all_their_query_heads_together(heads):
         expected = deal(torch.cat([score[:, column] for column in columns]), TWO_OF_FOUR, assign=True)
         for column in columns:
             assert torch.equal(order[column], expected + column.start)
-
-
-@pytest.fixture
-def altered(tiny, tmp_path):
-    """A tiny model in which one tensor was changed."""
-
-    def folder(tensor, change):
-        copy = shutil.copytree(tiny("llama"), tmp_path / "model")
-        tensors = load_file(copy / "model.safetensors")
-        tensors[tensor] = change(tensors[tensor]).contiguous()
-        save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-        return copy
-
-    return folder
 
 
 @pytest.mark.parametrize(

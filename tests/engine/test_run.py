@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from eggs_ptp.calibration.windows import Windows
@@ -85,20 +85,6 @@ def observed(monkeypatch):
     module_observe = module.observe
     monkeypatch.setattr(module, "observe", observe)
     return seen
-
-
-@pytest.fixture
-def altered(tiny, tmp_path):
-    """A tiny model in which one tensor was changed."""
-
-    def folder(tensor, change):
-        copy = shutil.copytree(tiny("llama"), tmp_path / "model")
-        tensors = load_file(copy / "model.safetensors")
-        tensors[tensor] = change(tensors[tensor]).contiguous()
-        save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-        return copy
-
-    return folder
 
 
 def norms_in(folder, replaced=None):

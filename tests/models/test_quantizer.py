@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import change_packed
 from transformers import AutoModel, AutoModelForCausalLM
 
 import eggs_ptp
@@ -159,13 +160,6 @@ def change(folder, name, tensor):
     save_file({key: value for key, value in stored.items() if value is not None}, path, {"format": "pt"})
 
 
-def block(folder, **changes):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"].update(changes)
-    path.write_text(json.dumps(config))
-
-
 def flipped(folder):
     change(folder, f"{UP}.bits", load_file(folder / "model.safetensors")[f"{UP}.bits"] ^ 1)
 
@@ -179,7 +173,7 @@ def short(folder):
 
 
 def another_pattern(folder):
-    block(folder, matrices={UP: "1:4"})
+    change_packed(folder, matrices={UP: "1:4"})
 
 
 def cut(folder):
@@ -188,19 +182,19 @@ def cut(folder):
 
 
 def future(folder):
-    block(folder, format=7)
+    change_packed(folder, format=7)
 
 
 def stranger(folder):
-    block(folder, matrices={"model.layers.9.mlp.up_proj": "2:4"})
+    change_packed(folder, matrices={"model.layers.9.mlp.up_proj": "2:4"})
 
 
 def no_linear(folder):
-    block(folder, matrices={"model.norm": "2:4"})
+    change_packed(folder, matrices={"model.norm": "2:4"})
 
 
 def misfit(folder):
-    block(folder, matrices={UP: "2:5"})
+    change_packed(folder, matrices={UP: "2:5"})
 
 
 DAMAGES = [

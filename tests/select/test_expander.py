@@ -1,6 +1,5 @@
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -41,15 +40,6 @@ CASES = [
 ]
 KINDS = ("plain", "dead channels", "zero rows", "tied rows", "few levels", "all zero")
 Layer = tuple[Tensor, Tensor, Tensor]  # score, weight, input norm
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Thousands of calls on tiny tensors, which threads only slow down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def layer(kind: str, out: int, width: int, seed: int = 0) -> Layer:
