@@ -7,28 +7,29 @@ from typing import Any
 from accuracy_page import made_by, table_text, tables_of
 
 RECORD = Path(__file__).parent / "results" / "ablation.json"
-_P = " steps.permute.passes=3"
 # What each method of the record is, beside the preset; the record has them by the names that `eggs prune` knows.
 _MEANING = {
     "sparsegpt": "the yardstick",
     "alps": "ALPS on the unpermuted layer",
     "eggs+": "the preset",
-    f"ria_cp+reselect+connect+pcg{_P}": "without `drift`",
-    "ria+reselect+connect+pcg+drift": "without permutation",
-    f"ria_cp+connect+pcg+drift{_P}": "without `reselect`: RIA's mask, connected by the layer loss",
-    f"ria_cp+reselect+pcg+drift{_P}": "without `connect`: no EGGS blocks",
-    f"ria_cp+reselect+connect+drift{_P}": "without the last `pcg`",
-    f"ria_cp+pcg+drift{_P}": "RIA's mask, solved for, against drift",
-    f"ria_cp+pcg{_P}": "RIA's mask, solved for, and nothing else",
-    f"ria_cp+sparsegpt+pcg+drift{_P}": "SparseGPT's weights on RIA's mask, then solved for, against drift",
-    "eggs+ steps.permute.passes=1": "one assignment pass instead of three",
+    "eggs+ steps.correct.name=none": "without `drift`",
+    "eggs+ steps.permute.name=none": "without permutation",
+    "ria_cp+connect+drift": "without `reselect`: RIA's mask, connected by the layer loss",
+    "ria_cp+reselect+pcg+drift steps.update.rounds=1": "without `connect`: no EGGS blocks",
+    "eggs+ steps.update.rounds=3": "three rounds of `reselect` instead of one",
+    "eggs++pcg": "with a longer reconstruction behind `connect`",
+    "eggs+ steps.permute.passes=3": "three assignment passes instead of one",
+    "ria_cp+pcg+drift": "RIA's mask, solved for, against drift",
+    "ria_cp+pcg": "RIA's mask, solved for, and nothing else",
+    "ria_cp+sparsegpt+pcg+drift": "SparseGPT's weights on RIA's mask, then solved for, against drift",
     "eggs+ orders=gather": "each activation an order of its own",
     "eggs+ steps.update.B=1": "one EGGS block a group instead of as many as lower the loss",
     "eggs+ steps.update.B=2": "two",
     "eggs+ steps.update.B=5": "five",
+    "eggs-max": "the preset",
     "eggs-max steps.tune.name=none": "`eggs-max` without `tune`",
-    f"ria_cp+alps+connect+pcg+adam{_P}": "`eggs-max` without `drift`",
-    f"ria_cp+pcg+drift+adam{_P}": "`eggs-max` with RIA's mask instead of ALPS'",
+    "eggs-max steps.correct.name=none": "`eggs-max` without `drift`",
+    "ria_cp+pcg+drift+adam": "`eggs-max` with RIA's mask instead of ALPS'",
     "eggs-max steps.tune.divergence=0": "`eggs-max` without the predictions of the last block",
     "wanda+adam": "Wanda's mask, tuned, and nothing else",
 }

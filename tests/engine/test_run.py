@@ -78,8 +78,8 @@ def observed(monkeypatch):
     """The observations of every block, in order."""
     seen = []
 
-    def observe(*args):
-        seen.append(module_observe(*args))
+    def observe(*args, **settled):
+        seen.append(module_observe(*args, **settled))
         return seen[-1]
 
     module_observe = module.observe

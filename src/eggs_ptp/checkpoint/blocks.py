@@ -7,8 +7,9 @@ from torch import Tensor
 
 from eggs_ptp.checkpoint.draft import Draft
 from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.orders import find_orders
-from eggs_ptp.engine.run import BlockResult, Inputs, Run
+from eggs_ptp.engine.run import Inputs, Run
 from eggs_ptp.engine.shards import sha256_of
 from eggs_ptp.models.fold import Fold
 

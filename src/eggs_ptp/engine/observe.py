@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.core.stats import Moments
 from eggs_ptp.engine.dense import Residual, Target
+from eggs_ptp.engine.settled import Settled
 
 _SAMPLED_TOKENS = 256
 
@@ -54,6 +55,13 @@ class Observation:
         """About 256 tokens, (tokens, width) in float32."""
         return torch.cat(self._parts)
 
+    def output_error(self, dense: Tensor, pruned: Tensor) -> float:
+        """||X (W - W')^T||^2 / ||X W^T||^2 over the sampled tokens; 0 where both vanish."""
+        sample = self.sample
+        lost = (sample @ (dense - pruned).T).square().sum(dtype=torch.float64)
+        whole = (sample @ dense.T).square().sum(dtype=torch.float64)
+        return float(lost / whole) if whole > 0 else 0.0
+
 
 def observe(
     block: nn.Module,
@@ -63,17 +71,19 @@ def observe(
     batch: int,
     *,
     onward: bool = False,
+    settled: Settled | None = None,
 ) -> dict[str, Observation]:
     """Run the block over all windows and collect what `wants` asks for, by activation name.
 
-    With `onward` the block runs whole, and its outputs replace the hidden states.
+    With `onward` the block runs whole, and its outputs replace the hidden states. What is `settled` need not run.
     """
     tokens = hidden.shape[0] * hidden.shape[1]
     seen = {reads: Observation(want, tokens, hidden.device) for reads, want in wants.items()}
     watch = _Watch(wants, seen, stop=not onward)
-    with watch.on(block), torch.inference_mode():
+    settled = settled or Settled((), hidden.shape)
+    with settled.on(block), watch.on(block), torch.inference_mode():
         for place, part in enumerate(hidden.split(batch)):
-            watch.windows = slice(place * batch, place * batch + len(part))
+            watch.windows = settled.windows = slice(place * batch, place * batch + len(part))
             try:
                 output = block(part, **kwargs)
             except _Seen:

@@ -20,7 +20,7 @@ from eggs_ptp.recipe.targets import Resolved, resolve
 
 BATCH_TOKENS = 2048  # tokens that run through a block at once
 ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
-ORDER_TOKENS = 32768  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
+ORDER_TOKENS = 8192  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,14 @@ def _memory(plan: Plan, skeleton: Skeleton) -> int:
         widest = max(parameter.shape[0] for parameter in skeleton.blocks[0].parameters())
         # The dense model's hidden states, and what it has at each activation that is compared.
         compared = {matrix.reads for matrix in plan.matrices if matrix.compares}
-        total += (1 + plan.needs_dense + len(compared)) * plan.nsamples * plan.seqlen * skeleton.hidden_size * 4
+        # Where statistics are refreshed, also what reaches the one linear that attention is once it stands.
+        total += (
+            (1 + plan.needs_dense + len(compared) + plan.compares)
+            * plan.nsamples
+            * plan.seqlen
+            * skeleton.hidden_size
+            * 4
+        )
         total += 4 * max(BATCH_TOKENS, plan.seqlen) * widest * 4  # what one batch holds inside a block
         total += max(sum(size for key, size in sums.items() if key[0] == block) for block in {key[0] for key in sums})
     tuned = [sum(24 * m.rows * m.columns for m in plan.of_block(block) if m.tune) for block in range(plan.blocks)]

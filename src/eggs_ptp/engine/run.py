@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.core.mask import density
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.capture import capture
 from eggs_ptp.engine.dense import DenseStream, Target
 from eggs_ptp.engine.event import Event, Listener
@@ -20,6 +21,7 @@ from eggs_ptp.engine.observe import Observation, observe
 from eggs_ptp.engine.orders import order_of, statistic_of
 from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, matrices_by_activation
 from eggs_ptp.engine.resident import resident
+from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.tuning import tune_block
 from eggs_ptp.engine.usage import Stages
@@ -29,21 +31,6 @@ from eggs_ptp.method.apply import Job, Pruned, prune_readers
 from eggs_ptp.method.step import Bound
 from eggs_ptp.models.fold import space_key
 from eggs_ptp.models.load import Skeleton
-
-
-@dataclass
-class BlockResult:
-    """One pruned block: every tensor of it in its stored type and the source's order, orders, and records.
-
-    Orders are those of permuted matrices by name, or, where they are to be folded, those of the block's spaces.
-    """
-
-    index: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    orders: dict[str, Tensor] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    masks: dict[str, Tensor] = field(default_factory=dict)  # of the matrices to tune, by module path
-    tuned: set[str] = field(default_factory=set)  # tensors that tuning has changed
 
 
 @dataclass(frozen=True)
@@ -111,11 +98,17 @@ class Run:
             if goes_on and self.dense_stream:
                 after = self._propagate(block, cast(Tensor, hidden).clone(), kwargs, index)
             rounds = [{reads: groups[reads]} for reads in groups] if self.refresh else [groups]
+            writers = self.skeleton.family.writers if self.refresh else ()
+            settled = Settled(writers, () if hidden is None else hidden.shape)
+            changing = [matrix.path for matrices in groups.values() for matrix in matrices]
             for together in filter(None, rounds):  # a block that is skipped whole is not observed
-                seen = self._observe(block, hidden, kwargs, together, targets, index)
+                settled.settle(changing)
+                seen = self._observe(block, hidden, kwargs, together, targets, index, settled)
                 self.tell("stage", index, "prune")
                 for reads, matrices in together.items():
                     self._prune_group(block, matrices, reads, seen, result)
+                    changing = [path for path in changing if path not in {matrix.path for matrix in matrices}]
+            settled.settle([linear.path for linear in self.skeleton.family.linears] if result.masks else changing)
             if result.masks:
                 self._tune(index, cast(Tensor, hidden), kwargs, result)
             with self.stages.timed("read"):
@@ -125,7 +118,7 @@ class Run:
                 with torch.inference_mode():
                     cast(Tensor, hidden).copy_(after)
             elif goes_on:
-                self._propagate(block, cast(Tensor, hidden), kwargs, index)
+                self._propagate(block, cast(Tensor, hidden), kwargs, index, settled)
         return result
 
     def job(self, matrix: MatrixPlan) -> Job:
@@ -143,13 +136,14 @@ class Run:
         groups: Mapping[str, list[MatrixPlan]],
         targets: Mapping[str, Target],
         index: int,
+        settled: Settled,
     ) -> dict[str, Observation]:
         if hidden is None:
             return {}
         self.tell("stage", index, "observe")
         with self.stages.timed("observe"):
             wants = wants_of(groups, lambda method: method.statistics, targets)
-            return observe(block, hidden, kwargs, wants, self.batch(hidden))
+            return observe(block, hidden, kwargs, wants, self.batch(hidden), settled=settled)
 
     def _tune(self, index: int, hidden: Tensor, kwargs: Mapping[str, Any], result: BlockResult) -> None:
         self.tell("stage", index, "tune")
@@ -218,7 +212,7 @@ class Run:
             linear = cast(nn.Linear, block.get_submodule(matrix.path))
             linear.weight = nn.Parameter(stored.to(self.dtype), requires_grad=False)
             with self.stages.timed("error"):
-                error = _output_error(seen.sample, job.weight, stored.float())
+                error = seen.output_error(job.weight, stored.float())
         for slot, spent in pruned.seconds.items():
             self.stages.add(slot, spent)
         result.tensors[tensor] = stored.cpu()
@@ -255,11 +249,20 @@ class Run:
                 order = self.skeleton.heads.gather(order)
         result.orders[name] = order.to("cpu", torch.int32)
 
-    def _propagate(self, block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], index: int) -> Tensor:
+    def _propagate(
+        self,
+        block: nn.Module,
+        hidden: Tensor,
+        kwargs: Mapping[str, Any],
+        index: int,
+        settled: Settled | None = None,
+    ) -> Tensor:
         """Replace the hidden states by what the block makes of them."""
         self.tell("stage", index, "propagate")
-        with self.stages.timed("propagate"), torch.inference_mode():
-            for part in hidden.split(self.batch(hidden)):
+        settled, batch = settled or Settled((), hidden.shape), self.batch(hidden)
+        with self.stages.timed("propagate"), settled.on(block), torch.inference_mode():
+            for place, part in enumerate(hidden.split(batch)):
+                settled.windows = slice(place * batch, place * batch + len(part))
                 output = block(part, **kwargs)
                 part.copy_(output[0] if isinstance(output, tuple) else output)
         self.check_finite(hidden, index)
@@ -289,10 +292,3 @@ class Run:
     def tell(self, kind: str, block: int, stage: str = "") -> None:
         """Tell whoever listens."""
         self.listener(Event(kind, block, self.plan.blocks, stage))
-
-
-def _output_error(sample: Tensor, dense: Tensor, pruned: Tensor) -> float:
-    """||X (W - W')^T||^2 / ||X W^T||^2 over the sampled tokens; 0 where both vanish."""
-    lost = (sample @ (dense - pruned).T).square().sum(dtype=torch.float64)
-    whole = (sample @ dense.T).square().sum(dtype=torch.float64)
-    return float(lost / whole) if whole > 0 else 0.0

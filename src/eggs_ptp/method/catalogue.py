@@ -13,7 +13,6 @@ _SYMMETRIC = "Symmetric Pruning, arXiv:2501.18980"
 _TOP_LAYER = Step("top", {"group": "layer"})
 _TOP_ROW = Step("top", {"group": "row"})
 _DEAL_ASSIGN = Step("deal", {"assign": True})
-_DEAL_THRICE = _DEAL_ASSIGN.with_options(passes=3)
 
 _ROWS = (
     Method(
@@ -187,9 +186,9 @@ _ROWS = (
         {
             "correct": Step("drift"),
             "score": Step("ria"),
-            "permute": _DEAL_THRICE,
+            "permute": _DEAL_ASSIGN,
             "select": Step("top"),
-            "update": Links((Step("reselect"), Step("connect"), Step("pcg"))),
+            "update": Links((Step("reselect", {"rounds": 1}), Step("connect"))),
         },
     ),
     Method(
@@ -199,8 +198,8 @@ _ROWS = (
         {
             "correct": Step("drift"),
             "score": Step("ria"),
-            "permute": _DEAL_THRICE,
-            "update": Links((Step("alps"), Step("connect"), Step("pcg"))),
+            "permute": _DEAL_ASSIGN,
+            "update": Links((Step("alps"), Step("connect"))),
             "tune": Step("adam"),
         },
     ),

@@ -42,3 +42,8 @@ class Family:
     reach: Mapping[str, Reach]
     inside: Mapping[str, tuple[str | None, ...]]
     outside: Mapping[str, tuple[str | None, ...]]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Paths of the linears whose outputs are added to the stream that spans the model as they are."""
+        return tuple(linear.path for linear in self.linears if self.reach.get(str(linear.writes)) == "model")

@@ -14,7 +14,7 @@ from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.core.rows import row_share
 from eggs_ptp.errors import MethodError
 
-_FIRST = 20  # iterations for the weights of the mask that comes
+_FIRST = 10  # iterations for the weights of the mask that comes
 _TOLERANCE = 1e-4
 
 
@@ -69,6 +69,8 @@ def connect(
     importance = row_share(score, dense.square() * hessian.diagonal(), pattern.group)
 
     def solve(kept: Tensor) -> Tensor:
+        if kept is mask:
+            return solved
         return least_squares(dense, kept, hessian, alone, iterations, _TOLERANCE)
 
     found = connected(dense, hessian, mask, score, importance, reading, B, solve)
