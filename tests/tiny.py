@@ -9,6 +9,56 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
+_COMMON: dict[str, object] = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+}
+_GROUPED: dict[str, object] = {"num_key_value_heads": 2, "intermediate_size": 64}
+_GEMMA: dict[str, object] = {**_GROUPED, "head_dim": 12, "sliding_window": 16}
+_FALCON: dict[str, object] = {"ffn_hidden_size": 64, "bias": True}
+# Of other shapes than Llama's: a name, the model type, and what its config has beside what all have.
+OTHERS: dict[str, tuple[str, dict[str, object]]] = {
+    "gemma2": ("gemma2", {**_GEMMA, "query_pre_attn_scalar": 8}),
+    "gemma3": ("gemma3_text", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmo2": ("olmo2", {**_GROUPED, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3}),
+    "phi3": ("phi3", {**_GROUPED, "num_attention_heads": 8, "partial_rotary_factor": 0.5}),
+    "stablelm": ("stablelm", {**_GROUPED, "use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", {**_GROUPED, "use_parallel_residual": True, "qk_layernorm": True}),
+    "opt": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "opt-350m": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "gpt2": ("gpt2", {"n_inner": 64}),
+    "gpt_neox": ("gpt_neox", {"intermediate_size": 64, "hidden_size": 24, "num_attention_heads": 3}),
+    "gpt_neox-serial": ("gpt_neox", {"intermediate_size": 64, "use_parallel_residual": False}),
+    "falcon-7b": ("falcon", _FALCON),
+    "falcon-40b": (
+        "falcon",
+        {**_FALCON, "new_decoder_architecture": True, "num_attention_heads": 8, "num_kv_heads": 2},
+    ),
+    "falcon-rw": ("falcon", {**_FALCON, "multi_query": False, "parallel_attn": False, "alibi": True}),
+}
+_SPARSE: dict[str, object] = {**_GROUPED, "num_experts_per_tok": 2, "head_dim": 8}
+_QWEN: dict[str, object] = {**_SPARSE, "num_experts": 6, "moe_intermediate_size": 16}
+# Mixtures of experts. Of the first, block 0 is without.
+MIXTURES: dict[str, tuple[str, dict[str, object]]] = {
+    "qwen2_moe": ("qwen2_moe", {**_QWEN, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]}),
+    "qwen3_moe": ("qwen3_moe", {**_QWEN, "norm_topk_prob": True}),
+    "mixtral": ("mixtral", {**_SPARSE, "num_local_experts": 4}),
+    "olmoe": ("olmoe", {**_SPARSE, "num_experts": 4}),
+}
+# Of model types without a family. BLOOM's blocks give tuples and take one tensor of all windows' slopes.
+UNKNOWN: dict[str, tuple[str, dict[str, object]]] = {
+    "bloom": ("bloom", {}),
+    "gptj": ("gptj", {"rotary_dim": 4}),
+    "gpt_bigcode": ("gpt_bigcode", {"n_inner": 64}),
+    "cohere": ("cohere", _GROUPED),
+}
+
 
 def tiny_model(
     folder: Path,
@@ -20,21 +70,10 @@ def tiny_model(
     shard_size: str = "5GB",
     **changes: object,
 ) -> Path:
-    """Save a random model of `model_type`: hidden 32, intermediate 64, 4 heads on 2 key/value heads, context 128."""
-    settings = {
-        "vocab_size": 258,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": tie,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-        **changes,
-    }
+    """Save a random model of `model_type`, or as one by name; a Llama-shaped one has 4 heads on 2, and 64 inside."""
+    llama: dict[str, object] = {**_GROUPED, "head_dim": 8, "pad_token_id": None}
+    model_type, own = {**OTHERS, **MIXTURES, **UNKNOWN}.get(model_type, (model_type, llama))
+    settings = {**_COMMON, "tie_word_embeddings": tie, **own, **changes}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     for parameter in model.parameters():  # the library starts with tiny weights and unit norms: make them matter

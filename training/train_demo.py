@@ -1,9 +1,10 @@
-"""Train the built-in demo model, or a sibling of another size: a small Llama on English that is on this machine.
+"""Train the built-in demo model, or a sibling of another size or family, on English that is on this machine.
 
     python training/train_demo.py --steps 6000 --out build/demo-model
     python training/train_demo.py --steps 6000 --hidden 64 --intermediate 128 --layers 5 --heads 4 --out build/small
+    python training/train_demo.py --steps 6000 --family opt --out build/opt
 
-Two cores, one seed, no network. The folder that it writes without a size is what the package ships as
+Two cores, one seed, no network. The folder that it writes without a size or family is what the package ships as
 `eggs_ptp/demo/model`. `training/README.md` says how the size and the text were chosen.
 """
 
@@ -21,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from eggs_ptp.demo.corpus import RUNTIME_SOURCES, documents
+from eggs_ptp.models.load import family_in
 
 PACKAGES = ("numpy", "scipy", "torch", "matplotlib", "pydantic", "typer", "rich", "numba", "jinja2")
 VOCABULARY = 1536
@@ -31,6 +33,7 @@ CONTEXT = 256
 BATCH = 16
 PROMPT = "The function returns"
 BOS, EOS = "<s>", "</s>"
+FAMILIES = ("llama", "opt", "gpt_neox", "gemma2")
 
 
 def main() -> None:
@@ -49,6 +52,7 @@ def main() -> None:
         "threads": arguments.threads,
         "learning_rate": arguments.learning_rate,
         "batch_tokens": BATCH * CONTEXT,
+        "family": arguments.family,
         "shape": shape_of(arguments),
         "text": {"train_sources": [*RUNTIME_SOURCES, *PACKAGES], "evaluation_sources": list(RUNTIME_SOURCES)},
         "train_characters": sum(map(len, train_texts)),
@@ -58,7 +62,7 @@ def main() -> None:
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: version(name) for name in (*PACKAGES, "transformers", "tokenizers")},
     }
-    model = build(tokenizer, facts["shape"])
+    model = build(tokenizer, facts["family"], facts["shape"])
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     print(json.dumps(facts), flush=True)
 
@@ -104,7 +108,7 @@ def main() -> None:
             print(json.dumps(entry), flush=True)
             if entry["held_out_perplexity"] < best:  # the best step is kept, should the text be overlearnt
                 best = entry["held_out_perplexity"]
-                write(model, tokenizer, facts["shape"], arguments.out)
+                write(model, tokenizer, facts, arguments.out)
         if done % 100 == 0:
             kept = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
             seconds = time.perf_counter() - started
@@ -121,8 +125,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between measurements")
+    parser.add_argument("--family", choices=FAMILIES, default="llama", help="the architecture; all by the same text")
     parser.add_argument("--hidden", type=int, default=128, help="width of the residual stream")
-    parser.add_argument("--intermediate", type=int, default=320, help="width inside the MLP")
+    parser.add_argument("--intermediate", type=int, default=320, help="width inside a gated MLP; others: half more")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=8, help="query heads; half as many for keys and values")
     parser.add_argument("--resume", action="store_true", help="go on from the state beside --out")
@@ -156,7 +161,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def shape_of(arguments: argparse.Namespace) -> dict[str, int]:
-    """The size of the model, in the words of its configuration."""
+    """The size of the model, in the words of Llama's configuration."""
     return {
         "hidden_size": arguments.hidden,
         "intermediate_size": arguments.intermediate,
@@ -166,24 +171,43 @@ def shape_of(arguments: argparse.Namespace) -> dict[str, int]:
     }
 
 
-def build(tokenizer: PreTrainedTokenizerFast, shape: dict[str, int]) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        **shape,
+def settings_of(family: str, shape: dict[str, int]) -> dict[str, Any]:
+    """The same size in the words of a family's configuration, and what its models of every size have."""
+    shared = {key: shape[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    plain = shape["intermediate_size"] * 3 // 2  # two matrices with as many weights as a gated MLP's three
+    width = shape["hidden_size"] // shape["num_attention_heads"]
+    if family == "opt":
+        return {**shared, "ffn_dim": plain, "word_embed_proj_dim": shape["hidden_size"], "dropout": 0.0}
+    if family == "gpt_neox":
+        return {**shared, "intermediate_size": plain}
+    if family == "gemma2":  # only eager attention bounds its logits
+        return {**shape, "head_dim": width, "query_pre_attn_scalar": width, "attn_implementation": "eager"}
+    return dict(shape)
+
+
+def build(tokenizer: PreTrainedTokenizerFast, family: str, shape: dict[str, int]) -> PreTrainedModel:
+    settings = {"attn_implementation": "sdpa", **settings_of(family, shape)}
+    config = AutoConfig.for_model(
+        family,
+        **settings,
         vocab_size=len(tokenizer),
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
         use_cache=False,
     )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
-def make_optimisers(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
+def blocks_of(model: PreTrainedModel) -> torch.nn.Module:
+    return model.get_submodule(family_in(model, "the model in training").blocks)
+
+
+def make_optimisers(model: PreTrainedModel, peak: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for the embedding and the norms."""
-    matrices = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
+    matrices = [parameter for parameter in blocks_of(model).parameters() if parameter.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [
@@ -233,7 +257,7 @@ def windows(ids: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def perplexity(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
+def perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
     total, count = 0.0, 0
     for batch in rows.split(16):
         logits = model(input_ids=batch).logits[:, :-1].float()
@@ -243,9 +267,9 @@ def perplexity(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def pruned_perplexity(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
+def pruned_perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
     """The perplexity with the two largest of every four consecutive inputs kept in each block's linears."""
-    layers = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    layers = [m for m in blocks_of(model).modules() if isinstance(m, torch.nn.Linear)]
     dense = [layer.weight.detach().clone() for layer in layers]
     for layer in layers:
         groups = layer.weight.view(-1, 4)
@@ -258,7 +282,7 @@ def pruned_perplexity(model: LlamaForCausalLM, rows: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> str:
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> str:
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
     draws = torch.Generator().manual_seed(seed)
     for _ in range(60):
@@ -267,11 +291,11 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: in
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, shape: dict[str, int], folder: Path) -> None:
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any], folder: Path) -> None:
     """Write the folder beside its final place first, so that a reader never sees half of one."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    stored = build(tokenizer, shape)
+    stored = build(tokenizer, facts["family"], facts["shape"])
     stored.load_state_dict(model.state_dict())
     stored = stored.to(torch.bfloat16)
     stored.config.use_cache = True
@@ -296,7 +320,7 @@ def write(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, shape: di
 
 def report(folder: Path, facts: dict[str, Any], tokenizer: PreTrainedTokenizerFast, evaluation: torch.Tensor) -> None:
     """Measure the weights as they are stored, and write the figures beside them."""
-    stored = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     facts["held_out_perplexity"] = round(perplexity(stored, evaluation), 3)
     facts["held_out_perplexity_2_4_magnitude"] = round(pruned_perplexity(stored, evaluation), 3)
     facts["sample"] = sample(stored, tokenizer)
@@ -318,8 +342,9 @@ def written_log(facts: dict[str, Any]) -> str:
     )
     quoted = "\n".join(f"> {line}" for line in facts["sample"].splitlines())
     shape = facts["shape"]
+    family = "" if facts["family"] == "llama" else f"--family {facts['family']} "
     size = (
-        f"--hidden {shape['hidden_size']} --intermediate {shape['intermediate_size']} "
+        f"{family}--hidden {shape['hidden_size']} --intermediate {shape['intermediate_size']} "
         f"--layers {shape['num_hidden_layers']} --heads {shape['num_attention_heads']}"
     )
     return f"""# How this model was trained

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import FAMILIES
+from tiny import FAMILIES, MIXTURES, OTHERS, UNKNOWN
 from transformers import AutoModelForCausalLM
 
 from eggs_ptp.engine.capture import capture
@@ -13,19 +13,19 @@ from eggs_ptp.models.load import load_skeleton
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [*FAMILIES, *OTHERS, *MIXTURES, *UNKNOWN])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_blocks_run_one_by_one_give_the_models_hidden_states(tiny, model_type, dtype):
     folder = tiny(model_type, dtype=dtype)
     tokens = torch.randint(0, 258, (5, 24), generator=torch.Generator().manual_seed(1))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     seen = []
-    for block in model.model.layers:
+    skeleton = load_skeleton(folder)
+    for block in model.get_submodule(skeleton.family.blocks):
         block.register_forward_hook(lambda _m, _a, out: seen.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
         model(tokens, use_cache=False)
 
-    skeleton = load_skeleton(folder)
     shards = Shards(folder, ties=skeleton.ties)
     hidden, kwargs = capture(skeleton, shards, tokens, torch.float32, CPU, batch=2)
     for index, block in enumerate(skeleton.blocks):

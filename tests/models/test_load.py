@@ -47,7 +47,12 @@ def test_ties_stand_for_each_other(tiny, model_type):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "architecture 'gpt2' is not supported; supported model types: llama, mistral, qwen2"),
+        ({"model_type": "no_such"}, "transformers cannot build this model (ValueError: The checkpoint you are trying"),
+        ({"model_type": "t5"}, "t5 is an encoder-decoder model; eggs prunes decoder-only language models"),
+        ({"model_type": "bert"}, "bert is an encoder; eggs prunes decoder-only language models"),
+        ({"model_type": "gemma3"}, "gemma3 is a vision-language model; eggs prunes decoder-only language models"),
+        ({"model_type": "llava"}, "llava is a vision-language model; eggs prunes decoder-only language models"),
+        ({"model_type": "voxtral"}, "voxtral is an audio-language model; eggs prunes decoder-only language models"),
         ({"hidden_size": "wide"}, "cannot build this model (StrictDataclassFieldValidationError"),
         ({"hidden_act": "no_such"}, "transformers cannot build this model (KeyError"),
     ],

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import ModelError, PatternError, RecipeError
+from eggs_ptp.models.discover import is_linear
 from eggs_ptp.models.fold import check_names
 from eggs_ptp.models.load import Skeleton
 
@@ -24,11 +23,22 @@ def check_coverage(skeleton: Skeleton, shards: Shards) -> None:
             f"{skeleton.folder}: the checkpoint has {skeleton.block_name(min(beyond))}, but its config.json makes only "
             f"{len(skeleton.blocks)} blocks"
         )
-    known = {linear.path for linear in skeleton.family.linears}
+    if fused := next((name for name in shards.names if name.endswith(".experts.gate_up_proj")), None):
+        raise ModelError(
+            f"{skeleton.folder}: {fused}: experts are expected as matrices of their own, but are stored fused; load "
+            "the model with transformers and save_pretrained it, which stores them one by one"
+        )
+    linears = skeleton.family.linears
     for index, block in enumerate(skeleton.blocks):
-        found = {path for path, module in block.named_modules() if isinstance(module, nn.Linear)}
-        if found != known:
-            odd = sorted(found ^ known)[0]
+        found = {
+            path
+            for path, module in block.named_modules()
+            if is_linear(module) and f"{path}.weight" not in skeleton.family.inside
+        }
+        if odds := sorted(
+            (found - {linear.path for linear in linears}) | {one.path for one in linears if not one.optional} - found
+        ):
+            odd = odds[0]
             raise ModelError(
                 f"{skeleton.block_name(index)}.{odd}: the {skeleton.family.model_type} family "
                 f"{'does not know this linear' if odd in found else 'expects this linear, but the block lacks it'}"
@@ -65,10 +75,10 @@ def _of_blocks(skeleton: Skeleton, shards: Shards) -> list[str]:
     return [name for name in shards.names if name.startswith(f"{skeleton.family.blocks}.")]
 
 
-def shape_of(skeleton: Skeleton, shards: Shards, name: str) -> tuple[int, int]:
-    """The shape of a matrix, which the checkpoint must have as the config makes it."""
-    expected = tuple(skeleton.model.get_submodule(name).weight.shape)  # type: ignore[arg-type]
+def shape_of(skeleton: Skeleton, shards: Shards, name: str, transposed: bool) -> tuple[int, int]:
+    """The rows (out) and columns (in) of a matrix, which the checkpoint must have as the config makes it."""
+    expected = tuple(skeleton.root.get_submodule(name).weight.shape)  # type: ignore[arg-type]
     stored = shards.shape(f"{name}.weight")
     if stored != expected:
         raise ModelError(f"{name}.weight: the config makes it {list(expected)}, the checkpoint has {list(stored)}")
-    return stored[0], stored[1]
+    return (stored[1], stored[0]) if transposed else (stored[0], stored[1])

@@ -1,43 +1,23 @@
 """Fold: orders of a model's spaces moved into its weights, which leaves what the model computes as it was."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eggs_ptp.core.order import check, invert
 from eggs_ptp.errors import MethodError, ModelError
-from eggs_ptp.models.family import Family
+from eggs_ptp.models.family import Family, Rows
+from eggs_ptp.models.heads import Heads
 
 
-@dataclass(frozen=True)
-class Heads:
-    """The attention of a model: `query` heads of `width` channels on `value` key/value heads."""
+class _Axis(NamedTuple):
+    """The space that an axis of a tensor lives in (None: fixed), and how: as its rows have it, or as it is read."""
 
-    query: int
-    value: int
-    width: int
-
-    @classmethod
-    def of(cls, config: Any) -> "Heads":
-        """The heads that a config of transformers describes."""
-        query = int(config.num_attention_heads)
-        value = getattr(config, "num_key_value_heads", None) or query
-        return cls(query, int(value), int(getattr(config, "head_dim", None) or config.hidden_size // query))
-
-    def spread(self, order: Tensor) -> Tensor:
-        """An order of the value channels (value * width,), as one of what the heads put out (query * width,)."""
-        within = order.view(self.value, self.width) % self.width
-        first = torch.arange(self.query, device=order.device)[:, None] * self.width
-        return (within.repeat_interleave(self.query // self.value, 0) + first).reshape(-1)
-
-    def gather(self, order: Tensor) -> Tensor:
-        """The reverse of `spread`."""
-        within = order.view(self.query, self.width)[:: self.query // self.value] % self.width
-        first = torch.arange(self.value, device=order.device)[:, None] * self.width
-        return (within + first).reshape(-1)
+    space: str | None
+    rows: Rows | Literal["read"] = "plain"
 
 
 class Fold:
@@ -91,11 +71,26 @@ class Fold:
         """
         if not self.orders:
             return ()
-        block, spaces = _place(self.family, name)
-        orders = [self.orders.get(space_key(self.family, block, space)) if space else None for space in spaces]
-        if len(orders) == 2 and orders[1] is not None and self.family.reach[str(spaces[1])] == "head":
-            orders[1] = self.heads.spread(orders[1])  # what is read has every query head, what is written has not
-        return tuple(orders)
+        block, axes = _place(self.family, name)
+        return tuple(self._of_axis(block, axis) for axis in axes)
+
+    def of_inputs(self, matrix: str) -> Tensor | None:
+        """The order that the inputs of the matrix called `matrix` are in; None where they are in the model's own.
+
+        Raises:
+            ModelError: as `axes`.
+        """
+        block, axes = _place(self.family, f"{matrix}.weight")
+        return next((self._of_axis(block, axis) for axis in axes if axis.rows == "read"), None)
+
+    def _of_axis(self, block: str, axis: _Axis) -> Tensor | None:
+        order = self.orders.get(space_key(self.family, block, axis.space)) if axis.space else None
+        if order is None:
+            return None
+        if axis.rows != "read":
+            return self.heads.rows(order, axis.rows)
+        # What is read has every query head, what is written has not.
+        return self.heads.spread(order) if self.family.reach[str(axis.space)] == "head" else order
 
 
 def space_key(family: Family, block: str, space: str) -> str:
@@ -113,20 +108,21 @@ def check_names(family: Family, names: list[str]) -> None:
         _place(family, name)
 
 
-def _place(family: Family, name: str) -> tuple[str, tuple[str | None, ...]]:
-    """The block that a tensor is in (or none), and the space of each of its axes."""
+def _place(family: Family, name: str) -> tuple[str, tuple[_Axis, ...]]:
+    """The block that a tensor is in (or none), and what each of its axes lives in."""
     if name in family.outside:
-        return "", family.outside[name]
+        return "", tuple(map(_Axis, family.outside[name]))
     number, _, path = name.removeprefix(f"{family.blocks}.").partition(".")
     block = f"{family.blocks}.{number}"
     if name.startswith(f"{block}."):
-        if path in family.inside:
-            return block, family.inside[path]
-        for linear in family.linears:
-            if path == f"{linear.path}.weight":
-                return block, (linear.writes, family.spaces[linear.reads])
-            if path == f"{linear.path}.bias":
-                return block, (linear.writes,)
+        if linear := family.tensors.get(path):
+            axes = (_Axis(linear.writes, linear.rows), _Axis(family.spaces[linear.reads], "read"))
+            if path.endswith(".bias"):
+                return block, axes[:1]
+            return block, axes[::-1] if linear.transposed else axes
+        for pattern, spaces in family.inside.items():
+            if fnmatchcase(path, pattern):
+                return block, tuple(map(_Axis, spaces))
     raise ModelError(
         f"{name}: the {family.model_type} family does not know this tensor, so no order can be folded into the "
         'weights; keep the orders apart with --orders gather (orders = "gather")'

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from eggs_ptp.errors import ModelError
-from eggs_ptp.sparse.contents import METHOD
+from eggs_ptp.sparse.contents import is_ours
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 _FETCHED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
@@ -77,9 +79,24 @@ def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:
     return config
 
 
+def stored_names(folder: Path) -> set[str]:
+    """The names of all tensors of a folder, from its index or the header of its one file; none where both are broken.
+
+    Whoever opens the files says what is wrong with them.
+    """
+    index = folder / "model.safetensors.index.json"
+    try:
+        if index.exists():
+            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        with safe_open(str(folder / "model.safetensors"), framework="pt") as tensors:
+            return set(tensors.keys())
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return set()
+
+
 def _refuse_quantised(folder: Path, quantised: object, packed: bool) -> None:
-    kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-    if kind != METHOD:
+    if not is_ours(quantised):
+        kind = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise ModelError(
             f"{folder}: already quantised ({kind}); prune the original half- or single-precision model "
             "and quantise the result"

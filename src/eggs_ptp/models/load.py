@@ -1,18 +1,23 @@
 """The one door to transformers: configs, tokenizers, whole models, and models without weights."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from eggs_ptp.errors import ModelError
+from eggs_ptp.errors import EggsError, ModelError
+from eggs_ptp.models.discover import discover
+from eggs_ptp.models.experts import take_apart
 from eggs_ptp.models.family import Family
-from eggs_ptp.models.fold import Heads
-from eggs_ptp.models.folder import read_config
-from eggs_ptp.models.table import family_for
+from eggs_ptp.models.folder import read_config, stored_names
+from eggs_ptp.models.heads import Heads
+from eggs_ptp.models.moe import LAYOUTS
+from eggs_ptp.models.table import family_of
+
+_CONTEXT = 2048  # where a config does not say how long a window the model was made for
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Skeleton:
 
     model: nn.Module
     inner: nn.Module  # the model without its head
+    root: nn.Module  # one of the two: what the checkpoint's names start from
     family: Family
     heads: Heads
     folder: Path
@@ -32,42 +38,75 @@ class Skeleton:
     @property
     def blocks(self) -> nn.ModuleList:
         """The decoder blocks."""
-        return cast(nn.ModuleList, self.model.get_submodule(self.family.blocks))
+        return cast(nn.ModuleList, self.root.get_submodule(self.family.blocks))
 
     def block_name(self, index: int) -> str:
-        """Module name of a decoder block, such as `model.layers.3`."""
+        """The name of a decoder block in the checkpoint, such as `model.layers.3`."""
         return f"{self.family.blocks}.{index}"
+
+    def of_block(self, index: int) -> Family:
+        """The family with those linears that a block has."""
+        paths = (path for path, _ in self.blocks[index].named_modules())
+        return replace(self.family, linears=self.family.of_block(paths))
 
 
 def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
     """Build the model of a folder without allocating its weights.
 
     Raises:
-        ModelError: unsupported architecture, or a config that transformers refuses.
+        ModelError: no decoder-only language model, or a config that transformers refuses.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    family = family_for(str(read_config(folder)["model_type"]), str(folder))
+    config = _config(folder, trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            # In float32, so that what is computed from the config, as rotations are, is not rounded.
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds here; each means this config cannot be built
         raise ModelError(f"{folder}: transformers cannot build this model ({_first_line(error)})") from error
     model.eval().requires_grad_(False)
     inner = getattr(model, model.base_model_prefix)
+    family = family_in(model, str(folder))
+    if layout := LAYOUTS.get(config.model_type):
+        for block in cast(nn.ModuleList, model.get_submodule(family.blocks)):
+            take_apart(block, layout)
+    bare = _bare(family, model.base_model_prefix, stored_names(folder))
     return Skeleton(
         model=model,
         inner=inner,
-        family=family,
+        root=inner if bare else model,
+        family=bare or family,
         heads=Heads.of(config),
         folder=folder,
-        ties=_ties(model) if config.tie_word_embeddings else {},
+        ties={**family.stored, **(_ties(model, bare) if getattr(config, "tie_word_embeddings", False) else {})},
         hidden_size=int(config.hidden_size),
-        context=int(config.max_position_embeddings),
+        context=_context(config),
         vocab_size=int(config.vocab_size),
     )
+
+
+def family_in(model: Any, where: str) -> Family:
+    """The family of a model of transformers, or what can be found in its module tree; `where` names it in errors.
+
+    Raises:
+        ModelError: neither.
+    """
+    return family_of(model.config) or discover(model, model.config.model_type, where)
+
+
+def load_family(folder: Path) -> tuple[Family, Heads]:
+    """What is known of the model in a folder, which may be packed, and of its attention.
+
+    Raises:
+        ModelError: as `load_skeleton`.
+    """
+    read_config(folder, packed=True)
+    config = _config(folder, packed=True)
+    if (family := family_of(config)) is None:
+        return load_skeleton(folder).family, Heads.of(config)
+    return _bare(family, family.blocks.partition(".")[0], stored_names(folder)) or family, Heads.of(config)
 
 
 def load_heads(folder: Path) -> Heads:
@@ -76,13 +115,7 @@ def load_heads(folder: Path) -> Heads:
     Raises:
         ModelError: a config that transformers refuses.
     """
-    from transformers import AutoConfig
-
-    read_config(folder, packed=True)
-    try:
-        return Heads.of(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # as above
-        raise ModelError(f"{folder}: transformers cannot read this config ({_first_line(error)})") from error
+    return load_family(folder)[1]
 
 
 def load_model(
@@ -96,6 +129,7 @@ def load_model(
 
     Raises:
         ModelError: transformers cannot load the folder, or would make up weights that it lacks.
+        EggsError: a packed folder that is damaged.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -106,6 +140,8 @@ def load_model(
         model, found = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, output_loading_info=True
         )
+    except EggsError as error:  # of a packed folder, whose quantizer may know no more than a file's name
+        raise error if str(folder) in str(error) else type(error)(f"{folder}: {error}") from error
     except Exception as error:  # as above: whatever it is, the folder cannot be loaded
         raise ModelError(f"{folder}: transformers cannot load this model ({_first_line(error)})") from error
     if missing := sorted(found["missing_keys"]):
@@ -129,10 +165,58 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from error
 
 
-def _ties(model: Any) -> dict[str, str]:
+def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = False) -> Any:
+    """The config of a folder, unless it is one of a model that is no decoder-only language model."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    model_type = str(read_config(folder, packed=packed)["model_type"])
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds here; each means that it cannot use this config
+        raise ModelError(f"{folder}: transformers cannot build this model ({_first_line(error)})") from error
+    kind = None
+    if config.is_encoder_decoder:
+        kind = "an encoder-decoder model"
+    elif senses := sorted(
+        name.removesuffix("_config") for name in config.sub_configs if name.startswith(("vision", "audio", "speech"))
+    ):
+        kind = f"{'an' if senses[0] == 'audio' else 'a'} {senses[0]}-language model"
+    elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
+        kind = "an encoder"
+    if kind:
+        raise ModelError(f"{folder}: {model_type} is {kind}; eggs prunes decoder-only language models")
+    return config
+
+
+def _context(config: Any) -> int:
+    """The longest window that a model was made for, by the name that its config has for it."""
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    return next((int(length) for length in found if length), _CONTEXT)
+
+
+def _bare(family: Family, prefix: str, names: Collection[str]) -> Family | None:
+    """The family as a checkpoint has it that was saved without its head; None where the names have the prefix."""
+    own = family.blocks.removeprefix(f"{prefix}.")
+    if any(name.startswith(f"{family.blocks}.") for name in names):
+        return None
+    if not any(name.startswith(f"{own}.") for name in names):
+        return None  # of neither kind: whoever reads a tensor says which is missing
+    return replace(
+        family,
+        blocks=own,
+        outside={name.removeprefix(f"{prefix}."): spaces for name, spaces in family.outside.items()},
+    )
+
+
+def _ties(model: Any, bare: Family | None) -> dict[str, str]:
     """Head and embeddings stand for each other: a checkpoint stores whichever its writer met first."""
     pair = (model.get_input_embeddings(), model.get_output_embeddings())
+    if None in pair:
+        return {}
     names = [next(name for name, module in model.named_modules() if module is part) + ".weight" for part in pair]
+    if bare:
+        names = [name.removeprefix(f"{model.base_model_prefix}.") for name in names]
     return dict(zip(names, reversed(names), strict=True))
 
 

@@ -5,13 +5,20 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import (
+    AutoHfQuantizer,
+    AutoQuantizationConfig,
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from eggs_ptp.core.pack import check
+from eggs_ptp.core.layout import check
 from eggs_ptp.errors import CheckpointError, PatternError
-from eggs_ptp.sparse.contents import FORMAT, METHOD, Contents
+from eggs_ptp.models.experts import take_apart
+from eggs_ptp.models.moe import LAYOUTS
+from eggs_ptp.sparse.contents import FORMATS, METHOD, Contents, is_ours
 from eggs_ptp.sparse.convert import contents_of, replace, unpack
 from eggs_ptp.sparse.linear import NMLinear
 
@@ -26,8 +33,10 @@ class EggsConfig(QuantizationConfigMixin):  # type: ignore[misc]
         CheckpointError: a version that this package cannot read, or a block that is not understood.
     """
 
+    quant_method = METHOD  # of the class: it is not written, see `contents.py`
+
     def __init__(self, **block: Any) -> None:
-        self._take(Contents.read({"quant_method": METHOD, "format": FORMAT, **block}, _WHERE))
+        self._take(Contents.read({METHOD: "", "format": FORMATS[-1], **block}, _WHERE))
 
     @property
     def contents(self) -> Contents:
@@ -36,6 +45,23 @@ class EggsConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def _take(self, contents: Contents) -> None:
         self.__dict__.update(contents.to_dict())  # transformers writes an object's attributes into config.json
+
+
+def _admit() -> None:
+    """Have transformers take blocks of ours, which name no method, for what they are."""
+    supports, read = AutoHfQuantizer.supports_quant_method, AutoQuantizationConfig.from_dict
+
+    def supports_quant_method(block: Any) -> bool:
+        return is_ours(block) or bool(supports(block))
+
+    def from_dict(_: type, block: Any) -> Any:
+        return EggsConfig.from_dict(block) if is_ours(block) else read(block)
+
+    AutoHfQuantizer.supports_quant_method = staticmethod(supports_quant_method)
+    AutoQuantizationConfig.from_dict = classmethod(from_dict)
+
+
+_admit()
 
 
 @register_quantizer(METHOD)
@@ -53,21 +79,23 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
         contents = self.quantization_config.contents
+        _take_apart(model, contents)
         rooms = {name: _room(model, name, contents) for name in contents.matrices}
         if checkpoint_files is not None and all(file.endswith(".safetensors") for file in checkpoint_files):
             _check_headers(rooms, checkpoint_files)
         for name, room in rooms.items():
             replace(model, _own_name(model, name), room)
-        self.quantization_config._take(contents_of(model))
+        self.quantization_config._take(_stored(model, contents_of(model)))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, module in model.named_modules():
             if not isinstance(module, NMLinear):
                 continue
-            absent = [part for part in ("values", "bits", "order") if getattr(getattr(module, part), "is_meta", False)]
+            tensors = module.packed.tensors()
+            absent = [part for part, tensor in tensors.items() if tensor.is_meta]
             if not absent:
                 check(module.packed, name)
-            elif len(absent) < 2 + (module.order is not None):  # all of them: they were offloaded
+            elif len(absent) < len(tensors):  # all of them: they were offloaded
                 raise CheckpointError(f"{name}.{absent[0]} is named in {_WHERE}, but not in the checkpoint")
         return model
 
@@ -92,6 +120,26 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
+def _take_apart(model: Any, contents: Contents) -> None:
+    """Give experts that are packed modules of their own; those of other blocks stay fused."""
+    if layout := LAYOUTS.get(model.config.model_type):
+        blocks = {name.partition(f".{layout.layer}.experts.") for name in contents.matrices}
+        for block in {block for block, experts, _ in blocks if experts}:
+            take_apart(model.get_submodule(_own_name(model, block) or block), layout, rename=False)
+
+
+def _stored(model: Any, contents: Contents) -> Contents:
+    """The same under the names that transformers writes, which for experts are those of the checkpoint."""
+    layout = LAYOUTS.get(model.config.model_type)
+
+    def name(own: str) -> str:
+        return own.replace(".mlp.experts.", f".{layout.layer}.experts.") if layout else own
+
+    matrices = {name(own): pattern for own, pattern in contents.matrices.items()}
+    values = {name(own): kind for own, kind in contents.values.items()}
+    return Contents(matrices, frozenset(map(name, contents.ordered)), values)
+
+
 def _room(model: Any, name: str, contents: Contents) -> NMLinear:
     """An empty packed layer for a matrix of the checkpoint."""
     own = _own_name(model, name)
@@ -99,7 +147,9 @@ def _room(model: Any, name: str, contents: Contents) -> NMLinear:
     if not isinstance(linear, nn.Linear):
         raise CheckpointError(f"{_WHERE}: {name} is packed, but this {type(model).__name__} has no such linear")
     try:
-        return NMLinear.empty(linear, contents.matrices[name], ordered=name in contents.ordered)
+        return NMLinear.empty(
+            linear, contents.matrices[name], ordered=name in contents.ordered, values=contents.values.get(name)
+        )
     except PatternError as error:
         raise CheckpointError(f"{_WHERE}: {name}: {error}") from error
 
@@ -108,6 +158,8 @@ def _own_name(model: Any, name: str) -> str:
     """The matrix's name in this model, which may be the one inside of, or around, the one that was saved."""
     prefix = f"{model.base_model_prefix}."
     modules = dict(model.named_modules())
+    layout = LAYOUTS.get(model.config.model_type)
+    name = name.replace(f".{layout.layer}.", ".mlp.") if layout else name  # transformers renames on loading
     return next((own for own in (name, name.removeprefix(prefix), prefix + name) if own in modules), "")
 
 
@@ -121,10 +173,8 @@ def _check_headers(rooms: dict[str, NMLinear], files: list[str]) -> None:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from error
     for name, room in rooms.items():
-        for part in ("values", "bits", "order"):
-            buffer, tensor = getattr(room, part), f"{name}.{part}"
-            if buffer is None:
-                continue
+        for part, buffer in room.packed.tensors().items():
+            tensor = f"{name}.{part}"
             if tensor not in shapes:
                 raise CheckpointError(f"{files[0]}: {tensor} is named in {_WHERE}, but not in the checkpoint")
             file, shape = shapes[tensor]
