@@ -52,7 +52,7 @@ def change(folder, **tensors):
     path = folder / "model.safetensors"
     stored = load_file(path)
     for name, tensor in tensors.items():
-        stored.pop(name.replace("__", "."))
+        stored.pop(name.replace("__", "."), None)
         if tensor is not None:
             stored[name.replace("__", ".")] = tensor
     save_file(stored, path, {"format": "pt"})
@@ -78,6 +78,71 @@ def test_there_and_back_is_the_same_folder(pruned, tmp_path, dtype, family):
     share = (0.5 + 1 / (8 * dtype.itemsize)) * there.dense_bytes
     assert (there.matrices, there.packed_bytes) == (14, share)
     assert (there.dense_bytes, there.packed_bytes) == (back.dense_bytes, back.packed_bytes)
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_quantised_there_and_back_and_there_again(pruned, tiny, tmp_path, dtype, values):
+    one, two = tmp_path / "one", tmp_path / "two"
+    there = export(pruned(dtype), one, "packed", values=values)
+    assert (there.matrices, there.rounded) == (14, 14)
+    stored = load_file(one / "model.safetensors")
+    assert {stored[f"{DOWN}.{part}"].dtype for part in ("values", "scales")} == {
+        {"int8": torch.int8, "int4": torch.uint8}[values],
+        dtype,
+    }
+    grids = [stored[name].nbytes for name in stored if name.endswith((".values", ".bits", ".scales"))]
+    assert sum(grids) == there.packed_bytes
+    assert api.verify(one, str(tiny("llama", dtype=dtype))).ok
+    export(one, tmp_path / "dense", "dense")
+    assert api.verify(tmp_path / "dense").ok
+    packed, dense = Unpacked(one), Shards(tmp_path / "dense")
+    assert packed.contents.values[DOWN] == values
+    assert packed.names == dense.names
+    assert all(same_bits(packed.read(name), dense.read(name)) for name in dense.names)
+    assert all((packed.shape(n), packed.dtype(n)) == (dense.shape(n), dense.dtype(n)) for n in dense.names)
+    assert export(tmp_path / "dense", two, "packed", values=values).rounded == 0
+    again = load_file(two / "model.safetensors")
+    assert stored.keys() == again.keys()
+    assert all(same_bits(packed.read(name), Unpacked(two).read(name)) for name in dense.names)
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_what_gptq_put_on_the_grid_is_packed_without_a_change(tiny, tmp_path, values):
+    """Scales are read off the weights: also where orders were folded, and weights are stored in 16 bits."""
+    text = tmp_path / "text.txt"
+    text.write_text("A text of a few words, said again and again. " * 60)
+    settings = {"calibration": str(text), "nsamples": 4, "seqlen": 32, "steps": {"update": {"values": values}}}
+    model = str(tiny("llama", dtype=torch.bfloat16))
+    record = api.prune(model, tmp_path / "out", method="ria_cp+gptq", **settings)
+    assert record.orders == "fold"
+    assert export(tmp_path / "out", tmp_path / "packed", "packed", values=values).rounded == 0
+    dense, packed = Shards(tmp_path / "out"), Unpacked(tmp_path / "packed")
+    assert all(same_bits(packed.read(name), dense.read(name)) for name in dense.names)
+    assert (tmp_path / "packed" / MANIFEST).read_bytes() == (tmp_path / "out" / MANIFEST).read_bytes()
+
+
+def test_the_card_says_in_which_form_the_folder_is(pruned, tmp_path):
+    dense = (pruned() / "README.md").read_text()
+    assert "stored dense with zeros" in dense
+    for values in (None, "int8", "int4"):
+        export(pruned(), tmp_path / f"{values}", "packed", values=values)
+        card = (tmp_path / f"{values}" / "README.md").read_text()
+        assert "stored dense" not in card
+        assert "The weights are packed, without their zeros" in card
+        assert "`import eggs_ptp`" in card
+        assert (f"kept values are {values}" in card) == bool(values)
+        export(tmp_path / f"{values}", tmp_path / f"{values}-dense", "dense")
+        assert (tmp_path / f"{values}-dense" / "README.md").read_text() == dense
+
+
+def test_a_folder_of_the_first_format_is_read(pruned, packed):
+    config = json.loads((packed / "config.json").read_text())
+    block = config["quantization_config"]
+    first = {"quant_method": "eggs", "format": 1, "matrices": block["matrices"], "ordered": []}
+    (packed / "config.json").write_text(json.dumps({**config, "quantization_config": first}))
+    assert is_packed(packed)
+    assert all(same_bits(Unpacked(packed).read(name), Shards(pruned()).read(name)) for name in Shards(pruned()).names)
 
 
 def test_a_packed_folder_is_verified_like_the_dense_one(pruned, packed, tiny):
@@ -206,25 +271,46 @@ def no_bits(folder):
 
 
 def future(folder):
-    change_packed(folder, format=2)
+    change_packed(folder, format=3)
 
 
 def another_pattern(folder):
     change_packed(folder, matrices={DOWN: "2:4"})
 
 
+def bad_scales(folder):
+    export(folder.parent / "source", folder, "packed", values="int8", overwrite=True)
+    scales = load_file(folder / "model.safetensors")[f"{DOWN}.scales"]
+    scales[3] = torch.nan
+    change(folder, **{f"{DOWN}.scales".replace(".", "__"): scales})
+
+
+def no_scales(folder):
+    export(folder.parent / "source", folder, "packed", values="int8", overwrite=True)
+    change(folder, **{f"{DOWN}.scales".replace(".", "__"): None})
+
+
+def other_values(folder):
+    change_packed(folder, values={DOWN: "int8"})
+    change(folder, **{f"{DOWN}.scales".replace(".", "__"): torch.ones(32, 1)})
+
+
 DAMAGES = [
+    (bad_scales, rf"model\.safetensors: {DOWN}: scales must be finite and not negative, and some are not"),
+    (no_scales, rf"packed: {DOWN}\.scales is named in config\.json, but in none of the files"),
+    (other_values, rf"model\.safetensors: {DOWN}\.values has type torch\.float32, config\.json says int8"),
     (damaged_bits, rf"model\.safetensors: {DOWN}: the bits of \d groups do not mark 4 of 8 columns"),
     (cut, r"model\.safetensors: not a readable safetensors file"),
     (short_values, rf"model\.safetensors: {DOWN}: 4:8 of 32 columns has bits of shape \(32, 4\), uint8, got"),
     (no_bits, rf"packed: {DOWN}\.bits is named in config\.json, but in none of the files"),
-    (future, r"config\.json: packed format 2, this version reads format 1; update eggs-ptp"),
+    (future, r"config\.json: packed format 3, this version reads formats 1 and 2; update eggs-ptp"),
     (another_pattern, rf"{DOWN}: the bits of \d+ groups do not mark 2 of 4 columns"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=lambda value: getattr(value, "__name__", ""))
-def test_damaged_folders_are_refused_by_name_and_nothing_is_written(packed, tmp_path, damage, message):
+def test_damaged_folders_are_refused_by_name_and_nothing_is_written(packed, pruned, tmp_path, damage, message):
+    shutil.copytree(pruned(), tmp_path / "source")
     damage(packed)
     with pytest.raises((CheckpointError, ModelError), match=message) as caught:
         export(packed, tmp_path / "dense", "dense")

@@ -22,7 +22,7 @@ def test_packed_and_dense_again(eggs, pruned, tmp_path):
     assert "14 matrices" in ran.out
     assert "53.1% of the dense" in ran.out
     assert f"Written to {packed}, packed" in ran.out
-    assert json.loads((packed / "config.json").read_text())["quantization_config"]["quant_method"] == "eggs"
+    assert json.loads((packed / "config.json").read_text())["quantization_config"]["format"] == 2
     report = eggs("export", packed, "--format", "dense", "--output", dense, "--json").json
     assert report == {
         "folder": str(packed),
@@ -31,8 +31,39 @@ def test_packed_and_dense_again(eggs, pruned, tmp_path):
         "matrices": 14,
         "dense_bytes": report["dense_bytes"],
         "packed_bytes": report["dense_bytes"] * 17 // 32,
+        "rounded": 0,
     }
     assert (dense / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_quantised_values(eggs, pruned, tmp_path, values):
+    ran = eggs("export", pruned, "--format", "packed", "-o", tmp_path / "packed", "--values", values)
+    assert ran.code == 0
+    assert f"Values are {values}: 0 matrices had these already, 14 were rounded to the nearest" in ran.out
+    eggs("export", tmp_path / "packed", "--format", "dense", "-o", tmp_path / "dense")
+    flags = ("--format", "packed", "-o", tmp_path / "again", "--values", values)
+    report = eggs("export", tmp_path / "dense", *flags, "--json").json
+    assert report["rounded"] == 0
+    assert eggs("verify", tmp_path / "again").code == 0
+    refused = eggs("export", tmp_path / "packed", "--format", "dense", "-o", tmp_path / "x", "--values", values)
+    assert "--values quantises while packing" in refused.error
+
+
+def test_one_line_says_what_is_wrong_with_a_packed_folder(eggs, pruned, tmp_path):
+    packed = tmp_path / "packed"
+    eggs("export", pruned, "--format", "packed", "-o", packed)
+    path = packed / "config.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
+    for verb in (
+        ("generate", packed, "--prompt", "x"),
+        ("verify", packed),
+        ("evaluate", packed, "--text", packed / "README.md"),
+    ):
+        error = eggs(*verb).error
+        assert error.count("packed format 9, this version reads formats 1 and 2; update eggs-ptp") == 1
+        assert error.count(str(packed)) == 1
+        assert "Error:" not in error.removeprefix("error:")
 
 
 def test_a_packed_folder_generates_what_the_dense_one_does(eggs, pruned, tmp_path):

@@ -1,18 +1,25 @@
 """Packing keeps every bit, and refuses what is not N:M."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles.grid import rows_on_grid
 from oracles.packing import nm_matrix, packed_rows, same_bits
 
-from eggs_ptp.core.pack import FLOATS, Packed, check, expand, keep_mask, pack, unpack
+from eggs_ptp.core.grid import GRIDS
+from eggs_ptp.core.layout import check
+from eggs_ptp.core.pack import FLOATS, Packed, expand, floats, keep_mask, pack, quantise, unpack
 from eggs_ptp.core.pattern import Pattern, Unstructured
 from eggs_ptp.errors import MethodError, PatternError
 
 PATTERNS = [
     Pattern(*pair) for pair in ((1, 2), (1, 4), (2, 4), (3, 4), (4, 8), (5, 8), (1, 3), (2, 5), (8, 16), (9, 20))
 ]
+
+PATTERN = Pattern(2, 4)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -166,3 +173,89 @@ def test_a_matrix_without_rows():
     packed = pack(empty, Pattern(2, 4))
     assert (packed.values.shape, packed.bits.shape) == ((0, 4), (0, 1))
     assert same_bits(unpack(packed), empty)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("values", ["int8", "int4"])
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)], ids=str)
+def test_quantised_matrices_unpack_to_their_nearest_values_and_pack_to_the_same(dtype, values, pattern):
+    weight = nm_matrix(9, 272, pattern, dtype)
+    packed = quantise(pack(weight, pattern), values)
+    assert (packed.kind, packed.dtype) == (values, dtype)
+    check(packed, "m")
+    dense, grid = unpack(packed), GRIDS[values]
+    assert dense.dtype == dtype
+    numbers, scales = rows_on_grid(
+        pack(weight, pattern).values.double().tolist(), grid.top, grid.run(pattern, packed.kept)
+    )
+    assert packed.scales.tolist() == scales
+    exact = [
+        [scales[i][k // grid.run(pattern, packed.kept)] * number / grid.top for k, number in enumerate(row)]
+        for i, row in enumerate(numbers)
+    ]
+    assert same_bits(floats(packed), torch.tensor(exact, dtype=torch.float64).to(dtype))
+    again = quantise(pack(dense, pattern), values)
+    assert same_bits(unpack(again), dense)
+    assert same_bits(again.scales, packed.scales)
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_quantised_rows_and_orders(values):
+    weight, order = nm_matrix(9, 64, PATTERN), torch.randperm(64)
+    packed = quantise(pack(weight[:, order.argsort()], PATTERN, order), values)
+    assert same_bits(unpack(packed)[:, order], unpack(quantise(pack(weight, PATTERN), values)))
+    assert same_bits(unpack(packed.rows_from(2, 5)), unpack(packed)[2:5])
+    assert packed.nbytes == sum(tensor.nbytes for tensor in packed.tensors().values())
+
+
+def test_what_cannot_be_quantised_is_refused():
+    weight = nm_matrix(4, 8, PATTERN)
+    for bad in (torch.nan, torch.inf):
+        broken = weight.clone()
+        broken[1, int(weight[1].nonzero()[0])] = bad
+        with pytest.raises(PatternError, match=r"^m: the weight holds NaN or infinity, which int8 cannot$"):
+            quantise(pack(broken, PATTERN), "int8", "m")
+    with pytest.raises(PatternError, match=r"^m: its values are int8 already$"):
+        quantise(quantise(pack(weight, PATTERN), "int8"), "int4", "m")
+    with pytest.raises(PatternError, match=r"^m: 3 values a row, which int4 cannot store in pairs; use int8$"):
+        quantise(pack(nm_matrix(4, 6, Pattern(1, 2)), Pattern(1, 2)), "int4", "m")
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "message"),
+    [
+        (
+            "int8",
+            {"scales": torch.tensor([[1.0], [torch.nan]])},
+            "scales must be finite and not negative, and some are",
+        ),
+        ("int8", {"scales": torch.tensor([[1.0], [-1.0]])}, "scales must be finite and not negative, and some are"),
+        (
+            "int4",
+            {"scales": torch.ones(2, 2)},
+            r"expected scales of shape \(2, 1\), float32, .*, got torch.float32 \(2, 2\)",
+        ),
+        (
+            "int4",
+            {"scales": torch.ones(2, 1).int()},
+            r"expected scales of shape \(2, 1\), float32, .*, got torch.int32",
+        ),
+        ("int8", {"values": torch.full((2, 4), -128, dtype=torch.int8)}, "values of int8 lie between -127 and 127"),
+        ("int4", {"values": torch.zeros(2, 2, dtype=torch.uint8)}, "values of int4 lie between -7 and 7"),
+        (
+            "int8",
+            {"values": torch.ones(2, 3, dtype=torch.int8)},
+            r"with scales has values of 4 int8, or 2 bytes of int4",
+        ),
+        (
+            "int8",
+            {"values": torch.ones(2, 4)},
+            r"with scales has values of 4 int8, or 2 bytes of int4, a row, got torch.f",
+        ),
+    ],
+)
+def test_damaged_quantised_tensors_are_refused(values, change, message):
+    packed = quantise(pack(nm_matrix(2, 8, PATTERN), PATTERN), values)
+    check(packed, "m")
+    with pytest.raises(PatternError, match=rf"^m: .*{message}"):
+        check(replace(packed, **change), "m")

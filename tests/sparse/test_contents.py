@@ -6,8 +6,16 @@ from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import CheckpointError
 from eggs_ptp.sparse.contents import Contents
 
-CONTENTS = Contents({"a.q": Pattern(2, 4), "a.down": Pattern(4, 8)}, frozenset({"a.down"}))
+PATTERNS = {"a.q": Pattern(2, 4), "a.down": Pattern(4, 8)}
+CONTENTS = Contents(PATTERNS, frozenset({"a.down"}), {"a.q": "int8"})
 BLOCK = {
+    "eggs": "packed by eggs-ptp: import eggs_ptp before transformers loads this",
+    "format": 2,
+    "matrices": {"a.q": "2:4", "a.down": "4:8"},
+    "values": {"a.q": "int8"},
+    "ordered": ["a.down"],
+}
+FIRST = {
     "quant_method": "eggs",
     "format": 1,
     "matrices": {"a.q": "2:4", "a.down": "4:8"},
@@ -20,20 +28,33 @@ def test_it_is_what_the_document_shows():
     assert Contents.read(BLOCK, "config.json") == CONTENTS
 
 
+def test_the_first_format_is_still_read():
+    assert Contents.read(FIRST, "config.json") == Contents(PATTERNS, frozenset({"a.down"}))
+
+
+def test_no_method_is_named_so_that_transformers_alone_refuses_it():
+    assert "quant_method" not in CONTENTS.to_dict()
+
+
 def test_tensors_of_a_matrix():
-    assert CONTENTS.tensors("a.q") == ["a.q.values", "a.q.bits"]
+    assert CONTENTS.tensors("a.q") == ["a.q.values", "a.q.bits", "a.q.scales"]
     assert CONTENTS.tensors("a.down") == ["a.down.values", "a.down.bits", "a.down.order"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, r"^here: packed format 2, this version reads format 1; update eggs-ptp$"),
+        ({"format": 3}, r"^here: packed format 3, this version reads formats 1 and 2; update eggs-ptp$"),
         ({"format": None}, r"^here: packed format None"),
-        ({"quant_method": "gptq"}, r"^here: quantization_config\.quant_method is not eggs"),
+        (
+            {"values": {"a.q": "int3"}},
+            r"^here: quantization_config\.values: expected int8 or int4 for a .*, got 'int3'$",
+        ),
+        ({"values": "int8"}, r"^here: quantization_config\.values: expected int8 or int4 for a .*, got 'int8'$"),
+        ({"values": {"b": "int8"}}, r"^here: quantization_config\.values: b is not one of its matrices$"),
         ({"matrices": {}}, r"^here: quantization_config names no matrices$"),
         ({"matrices": ["a.q"]}, r"^here: quantization_config names no matrices$"),
-        ({"ordered": ["b"]}, r"^here: quantization_config orders b, not one of its matrices$"),
+        ({"ordered": ["b"]}, r"^here: quantization_config\.ordered: b is not one of its matrices$"),
         ({"matrices": {"a.down": "0.5"}}, r"^here: a\.down: packed matrices are N:M, not 0\.5$"),
         ({"matrices": {"a.down": "4:2"}}, r"^here: a\.down: pattern 4:2 keeps 4 of 2"),
         ({"matrices": {"a.down": "half"}}, r"^here: a\.down: pattern 'half' is not understood"),
@@ -41,10 +62,10 @@ def test_tensors_of_a_matrix():
 )
 def test_what_is_not_understood_is_refused(change, message):
     with pytest.raises(CheckpointError, match=message):
-        Contents.read({**BLOCK, **change}, "here")
+        Contents.read({**BLOCK, "values": {}, **change}, "here")
 
 
-@pytest.mark.parametrize("block", [None, [], "eggs", {}])
+@pytest.mark.parametrize("block", [None, [], "eggs", {}, {"quant_method": "gptq"}])
 def test_other_blocks_are_refused(block):
     with pytest.raises(CheckpointError, match="so nothing is packed"):
         Contents.read(block, "here")

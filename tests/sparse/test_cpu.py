@@ -5,6 +5,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as dense_linear
 
-from eggs_ptp.core.pack import Packed, pack
+from eggs_ptp.core.pack import Packed, pack, quantise, unpack
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.sparse import cpu
 
@@ -51,6 +52,14 @@ def multiplied(x: Tensor, weight: Tensor, pattern: str) -> Tensor:
     return cpu.linear(x, cpu.prepare(pack(weight, Pattern(keep, group))))
 
 
+def int8(weight: Tensor, pattern: str) -> tuple[Packed, Tensor]:
+    """A weight with values of int8, and what they stand for, in float64."""
+    keep, group = map(int, pattern.split(":"))
+    packed = quantise(pack(weight, Pattern(keep, group)), "int8")
+    assert packed.scales is not None
+    return packed, unpack(replace(packed, scales=packed.scales.double()))
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("batch", [1, 2, 4, 7, 16, 17, 130])
 def test_every_batch_matches_float64(dtype: torch.dtype, batch: int) -> None:
@@ -67,6 +76,27 @@ def test_shapes_that_fill_no_block_match_float64(dtype: torch.dtype, pattern: st
     for batch in (1, 3, 5, 129):
         x = inputs(batch, columns, dtype)
         assert_close_to_float64(multiplied(x, weight, pattern), x, weight)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("batch", [1, 2, 4, 7, 16, 17, 130])
+def test_int8_matches_float64_for_every_batch(dtype: torch.dtype, batch: int) -> None:
+    packed, exact = int8(pruned(40, 256, "2:4", dtype), "2:4")
+    x = inputs(batch, 256, dtype)
+    assert_close_to_float64(cpu.linear(x, cpu.prepare(packed)), x, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "4:8"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (3, 24), (17, 1032), (35, 2056)])
+def test_int8_matches_float64_for_shapes_that_fill_no_block(
+    dtype: torch.dtype, pattern: str, rows: int, columns: int
+) -> None:
+    columns += {"1:2": 2, "2:4": 4, "4:8": 0}[pattern]
+    packed, exact = int8(pruned(rows, columns, pattern, dtype), pattern)
+    for batch in (1, 3, 5, 129):
+        x = inputs(batch, columns, dtype)
+        assert_close_to_float64(cpu.linear(x, cpu.prepare(packed)), x, exact)
 
 
 @pytest.fixture
@@ -91,6 +121,27 @@ def test_older_processors_match_float64(lesser: None, dtype: torch.dtype) -> Non
         for batch in (1, 4, 200):
             x = inputs(batch, columns, dtype)
             assert_close_to_float64(multiplied(x, weight, pattern), x, weight)
+
+
+@pytest.mark.parametrize("lesser", ["avx2", "avx512", "avx512vbmi2"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_older_processors_match_float64_with_int8(lesser: None, dtype: torch.dtype) -> None:
+    for pattern, columns in (("2:4", 1036), ("4:8", 1032)):
+        packed, exact = int8(pruned(21, columns, pattern, dtype), pattern)
+        for batch in (1, 4, 200):
+            x = inputs(batch, columns, dtype)
+            assert_close_to_float64(cpu.linear(x, cpu.prepare(packed)), x, exact)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 140])
+def test_infinities_and_nan_meet_values_of_int8_as_dense_ones(batch: int) -> None:
+    packed, exact = int8(pruned(64, 264, "2:4", torch.float32), "2:4")
+    x = inputs(batch, 264, torch.float32)
+    x[0, 10], x[-1, 263] = torch.inf, torch.nan
+    dense, y = dense_linear(x, exact.float()), cpu.linear(x, cpu.prepare(packed))
+    finite = dense.isfinite()
+    torch.testing.assert_close(y.masked_fill(finite, 0), dense.masked_fill(finite, 0), equal_nan=True, rtol=0, atol=0)
+    assert bool(y[finite].isfinite().all())
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -151,6 +202,7 @@ def test_nothing_is_read_beyond_the_tensors(dtype: torch.dtype, batch: int) -> N
     """Values and bits end where a page ends that is followed by one that may not be read: reading it would crash."""
     weight, x = pruned(18, 1036, "2:4", dtype), inputs(batch, 1036, dtype)
     packed, hold = pack(weight, Pattern(2, 4)), []
+    whole, exact = int8(weight, "2:4")
 
     def at_the_edge(tensor: Tensor) -> Tensor:
         page, size = mmap.PAGESIZE, tensor.numel() * tensor.element_size()
@@ -165,6 +217,8 @@ def test_nothing_is_read_beyond_the_tensors(dtype: torch.dtype, batch: int) -> N
 
     edge = Packed(at_the_edge(packed.values), at_the_edge(packed.bits), packed.pattern, packed.columns)
     assert_close_to_float64(cpu.linear(x, cpu.prepare(edge)), x, weight)
+    edge = replace(whole, values=at_the_edge(whole.values), bits=at_the_edge(whole.bits))
+    assert_close_to_float64(cpu.linear(x, cpu.prepare(edge)), x, exact)
 
 
 @pytest.fixture
@@ -177,13 +231,14 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_results_do_not_depend_on_the_number_of_threads(threads: None, batch: int) -> None:
     weight, x = pruned(1040, 1024, "2:4", torch.bfloat16), inputs(batch, 1024, torch.bfloat16)
-    state = cpu.prepare(pack(weight, Pattern(2, 4)))
-    results = []
-    for count in (1, 2, 3, 2):
-        torch.set_num_threads(count)
-        results.append(cpu.linear(x, state))
-    assert_close_to_float64(results[0], x, weight)
-    assert all(torch.equal(result, results[0]) for result in results)
+    whole, exact = int8(weight, "2:4")
+    for packed, dense in ((pack(weight, Pattern(2, 4)), weight), (whole, exact)):
+        state, results = cpu.prepare(packed), []
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            results.append(cpu.linear(x, state))
+        assert_close_to_float64(results[0], x, dense)
+        assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_many_python_threads_may_multiply_at_once(threads: None) -> None:

@@ -1,10 +1,14 @@
 """The model card of a pruned checkpoint."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from eggs_ptp.checkpoint.record import RunRecord, versions
+from eggs_ptp.sparse.contents import Contents
+
+_FORM = re.compile(r"The weights are (?:stored dense with zeros|packed)[^\n]*")  # to the end of its line
 
 
 def write_card(record: RunRecord, config: dict[str, Any]) -> str:
@@ -33,8 +37,7 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
         f"# {Path(base).name}, pruned to {' and '.join(patterns)}",
         "",
         f"{how} by eggs-ptp {versions()['eggs-ptp']}. N:M keeps N of every M "
-        "consecutive inputs of a row. The weights are stored dense with zeros, so every tool that loads the base "
-        f"model ({config.get('model_type')}) loads this one; it is neither smaller nor faster until it is packed.",
+        f"consecutive inputs of a row. {_form(config, None)}",
         "",
         "| what | value |",
         "|---|---|",
@@ -60,6 +63,27 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
         ]
     lines += ["", "Everything about the run is in `eggs.json`; `eggs verify` checks this folder against it.", ""]
     return "\n".join(lines)
+
+
+def card_of(text: str, config: dict[str, Any], contents: Contents | None) -> str:
+    """The card of a folder whose form has changed: packed, which `contents` describes, or dense."""
+    return _FORM.sub(lambda _found: _form(config, contents), text, count=1)
+
+
+def _form(config: dict[str, Any], contents: Contents | None) -> str:
+    tools = f"every tool that loads the base model ({config.get('model_type')})"
+    if contents is None:
+        return (
+            f"The weights are stored dense with zeros, so {tools} loads this one; it is neither smaller nor faster "
+            "until it is packed."
+        )
+    kinds = {"int8": "int8 with a scale for every row", "int4": "int4 with a scale for every 64 of a row"}
+    kept = " and ".join(kinds[kind] for kind in sorted(set(contents.values.values())))
+    return (
+        f"The weights are packed, without their zeros{f'; kept values are {kept}' if kept else ''}. transformers loads "
+        "this folder after `import eggs_ptp`, and refuses it without; no other tool reads it. `eggs export --format "
+        f"dense` turns it into a folder for {tools}."
+    )
 
 
 def _size(matrix: dict[str, Any]) -> int:

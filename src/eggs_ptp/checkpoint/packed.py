@@ -1,7 +1,7 @@
 """Packed folders: written from dense N:M ones, and back, a matrix at a time; docs/format.md has the form."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from eggs_ptp.checkpoint.card import card_of
 from eggs_ptp.checkpoint.draft import CARD, MANIFEST, ORDERS, Draft
 from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.unpacked import Unpacked, is_packed
 from eggs_ptp.checkpoint.verify import read_manifest
-from eggs_ptp.core.pack import pack, structured
+from eggs_ptp.core.layout import layout
+from eggs_ptp.core.pack import floats, pack, quantise, structured
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError
+from eggs_ptp.models.family import Linear
 from eggs_ptp.models.folder import read_config
-from eggs_ptp.models.table import family_for
+from eggs_ptp.models.load import load_family
 from eggs_ptp.sparse.contents import Contents
 
 Form = Literal["dense", "packed"]
@@ -33,12 +36,22 @@ class Exported:
     matrices: int
     dense_bytes: int
     packed_bytes: int
+    rounded: int  # matrices that unpack to other values than they had: quantised, and not on the grid before
 
 
 def export(
-    folder: Path, output: Path, form: Form, *, pattern: AnyPattern | None = None, overwrite: bool = False
+    folder: Path,
+    output: Path,
+    form: Form,
+    *,
+    pattern: AnyPattern | None = None,
+    values: str | None = None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a pruned folder in the other form; everything but the pruned matrices is taken over as it is.
+
+    `values`, "int8" or "int4", puts the values of packed matrices on a grid, the nearest numbers; without it they are
+    those of the folder.
 
     Which matrices, patterns and orders there are is in `eggs.json`; a folder without one needs the `pattern`, which
     then stands for all linears of its blocks. The output appears when it is whole.
@@ -53,51 +66,81 @@ def export(
     config = read_config(folder, packed=True)
     if is_packed(folder) == (form == "packed"):
         raise CheckpointError(f"{folder}: is {form} already")
+    contents: Contents | None = None
+    rounded: Mapping[str, int] = {}
     with Draft(output, overwrite=overwrite) as draft:
-        block = _write_dense(folder, draft) if form == "dense" else _write_packed(folder, config, draft, pattern)
+        if form == "dense":
+            _write_dense(folder, draft)
+        else:
+            contents, rounded = _write_packed(folder, draft, pattern, values)
         draft.copy_files(folder)
-        for name in (MANIFEST, CARD, ORDERS):
-            if (folder / name).exists():
-                (draft.folder / name).parent.mkdir(exist_ok=True)
-                (draft.folder / name).write_bytes((folder / name).read_bytes())
+        _copy_records(folder, draft, config, contents, rounded)
         config.pop("quantization_config", None)
+        block = {} if contents is None else {"quantization_config": contents.to_dict()}
         text = json.dumps({**config, **block}, indent=2, ensure_ascii=False) + "\n"
         (draft.folder / "config.json").write_text(text, encoding="utf-8")
         draft.publish()
     dense, packed = (folder, output) if form == "packed" else (output, folder)
-    return Exported(str(output), form, *_sizes(Shards(dense), Unpacked(packed)))
+    return Exported(str(output), form, *_sizes(Shards(dense), Unpacked(packed)), len(rounded))
 
 
-def _write_dense(folder: Path, draft: Draft) -> dict[str, Any]:
+def _copy_records(
+    folder: Path, draft: Draft, config: dict[str, Any], contents: Contents | None, rounded: Mapping[str, int]
+) -> None:
+    """What says how the folder was made, and the card, which says in which form it is."""
+    for name in (MANIFEST, ORDERS):
+        if (folder / name).exists():
+            (draft.folder / name).parent.mkdir(exist_ok=True)
+            (draft.folder / name).write_bytes((folder / name).read_bytes())
+    if rounded and (folder / MANIFEST).exists():  # the record follows the weights: `verify` holds them against it
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for matrix in record["matrices"]:
+            if (name := matrix["name"]) in rounded and contents is not None:
+                matrix.update(updated=True, nonzero=rounded[name], rounded=contents.values[name])
+        (draft.folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if (folder / CARD).exists():
+        card = card_of((folder / CARD).read_text(encoding="utf-8"), config, contents)
+        (draft.folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _write_dense(folder: Path, draft: Draft) -> None:
     shards = Unpacked(folder)
     specs = {name: Spec(shards.dtype(name), shards.shape(name)) for name in shards.names}
     with Stream(draft.folder, specs) as stream:
         for name in specs:
             stream.put_rows(name, shards.read_rows(name))
-    return {}
 
 
-def _write_packed(folder: Path, config: dict[str, Any], draft: Draft, pattern: AnyPattern | None) -> dict[str, Any]:
-    shards = Shards(folder)
-    matrices = {f"{name}.weight": found for name, found in _matrices(folder, config, shards, pattern).items()}
-    specs = dict(_packed_specs(shards, matrices))
+def _write_packed(
+    folder: Path, draft: Draft, pattern: AnyPattern | None, values: str | None
+) -> tuple[Contents, dict[str, int]]:
+    """Write tensors; returns what config.json says of them, and how many non-zeros each rounded matrix now has."""
+    shards, rounded = Shards(folder), {}
+    matrices = {f"{name}.weight": found for name, found in _matrices(folder, shards, pattern).items()}
+    specs = dict(_packed_specs(shards, matrices, values))
     with Stream(draft.folder, specs) as stream:
         for name in shards.names:
             if name not in matrices:
                 stream.put(name, shards.read(name))
                 continue
             matrix, (found, order) = name.removesuffix(".weight"), matrices[name]
-            packed = pack(shards.read(name), found, order, name=f"{shards.where[name]}: {matrix}")
-            stream.put(f"{matrix}.values", packed.values)
-            stream.put(f"{matrix}.bits", packed.bits)
-            if packed.order is not None:
-                stream.put(f"{matrix}.order", packed.order)
+            where = f"{shards.where[name]}: {matrix}"
+            packed = pack(shards.read(name), found, order, name=where)
+            plain = packed.values
+            if values is not None:
+                packed = quantise(packed, values, where)
+            if not torch.equal(now := floats(packed), plain):
+                rounded[matrix] = int(now.count_nonzero())
+            for part, tensor in packed.tensors().items():
+                stream.put(f"{matrix}.{part}", tensor)
     ordered = frozenset(name.removesuffix(".weight") for name, (_, order) in matrices.items() if order is not None)
-    contents = Contents({name.removesuffix(".weight"): found for name, (found, _) in matrices.items()}, ordered)
-    return {"quantization_config": contents.to_dict()}
+    patterns = {name.removesuffix(".weight"): found for name, (found, _) in matrices.items()}
+    return Contents(patterns, ordered, dict.fromkeys(patterns, values) if values else {}), rounded
 
 
-def _packed_specs(shards: Shards, matrices: Mapping[str, tuple[Pattern, Tensor | None]]) -> Iterator[tuple[str, Spec]]:
+def _packed_specs(
+    shards: Shards, matrices: Mapping[str, tuple[Pattern, Tensor | None]], values: str | None
+) -> Iterator[tuple[str, Spec]]:
     for name in shards.names:
         dtype, shape = shards.dtype(name), shards.shape(name)
         if name not in matrices:
@@ -105,29 +148,28 @@ def _packed_specs(shards: Shards, matrices: Mapping[str, tuple[Pattern, Tensor |
             continue
         matrix, (pattern, order) = name.removesuffix(".weight"), matrices[name]
         pattern.check_width(shape[1], f"{shards.where[name]}: {matrix}")
-        yield f"{matrix}.values", Spec(dtype, (shape[0], shape[1] // pattern.group * pattern.keep))
-        yield f"{matrix}.bits", Spec(torch.uint8, (shape[0], -(-shape[1] // 8)))
-        if order is not None:
-            yield f"{matrix}.order", Spec(torch.int32, (shape[1],))
+        for part, spec in layout(shape, dtype, pattern, values, ordered=order is not None).items():
+            yield f"{matrix}.{part}", Spec(*spec)
 
 
-def _matrices(
-    folder: Path, config: dict[str, Any], shards: Shards, pattern: AnyPattern | None
-) -> dict[str, tuple[Pattern, Tensor | None]]:
+def _matrices(folder: Path, shards: Shards, pattern: AnyPattern | None) -> dict[str, tuple[Pattern, Tensor | None]]:
     """Pattern of each pruned matrix, and the order that it is N:M in where that is not its own."""
     if not (folder / MANIFEST).exists():
         if pattern is None:
             raise CheckpointError(f"{folder}: no {MANIFEST} says what was pruned; pass --pattern, as --pattern 2:4")
-        family = family_for(str(config["model_type"]), str(folder))
-        endings = tuple(f".{linear.path}.weight" for linear in family.linears)
-        names = [name.removesuffix(".weight") for name in shards.names if name.endswith(endings)]
-        return {name: (structured(pattern, f"{folder}: {name}"), None) for name in names}
+        linears = load_family(folder)[0].linears
+        ours = {name.removesuffix(".weight"): one for name in shards.names for one in linears if _is(name, one)}
+        for name, linear in ours.items():
+            _refuse(folder, name, transposed=linear.transposed)
+        _whole_layers(folder, shards, ours)
+        return {name: (structured(pattern, f"{folder}: {name}"), None) for name in ours}
     orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
     found = {}
     for matrix in read_manifest(folder)["matrices"]:
         name = str(matrix["name"])
         if f"{name}.weight" not in shards:
             raise CheckpointError(f"{folder}: {name} is in {MANIFEST}, but its weight is in none of the files")
+        _refuse(folder, name, transposed=matrix.get("transposed", False))
         order = None
         if not matrix["in_order"]:
             if orders is None or name not in orders:
@@ -135,7 +177,28 @@ def _matrices(
             order = orders.read(name)
         asked = pattern or parse_pattern(str(matrix["pattern"]))
         found[name] = (structured(asked, f"{folder}: {name}"), order)
+    _whole_layers(folder, shards, found)
     return found
+
+
+def _is(tensor: str, linear: Linear) -> bool:
+    return tensor.endswith(f".{linear.path}.weight")
+
+
+def _refuse(folder: Path, name: str, *, transposed: bool) -> None:
+    if transposed:
+        raise CheckpointError(f"{folder}: {name} is stored as (in, out), which has no packed form; keep the dense one")
+
+
+def _whole_layers(folder: Path, shards: Shards, matrices: Collection[str]) -> None:
+    """Refuse layers of which only some experts' matrices are packed: transformers would fuse the others."""
+    layers = {name.partition(".experts.")[0] for name in matrices if ".experts." in name}
+    for tensor in shards.names:
+        name = tensor.removesuffix(".weight")
+        if name.partition(".experts.")[0] in layers and ".experts." in name and name not in matrices:
+            raise CheckpointError(
+                f"{folder}: {name} is not pruned, but other experts of its layer are; prune all or none"
+            )
 
 
 def _sizes(dense: Shards, packed: Unpacked) -> tuple[int, int, int]:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eggs_ptp.core.pack import Packed, check, unpack
+from eggs_ptp.core.layout import check
+from eggs_ptp.core.pack import Packed, kind_of, unpack
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError, PatternError
 from eggs_ptp.models.folder import read_config
-from eggs_ptp.sparse.contents import METHOD, Contents
+from eggs_ptp.sparse.contents import Contents, is_ours
 
 
 class Unpacked(Shards):
@@ -41,15 +42,15 @@ class Unpacked(Shards):
         if name not in self._matrices:
             return super().shape(name)
         matrix = self._matrices[name]
-        pattern = self.contents.matrices[matrix]
-        rows, kept = self._stored_as.shape(f"{matrix}.values")
-        return rows, kept // pattern.keep * pattern.group
+        values = self._stored_as.shape(f"{matrix}.values")
+        return values[0], self._columns(matrix, values)
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of the dense tensor."""
         if name not in self._matrices:
             return super().dtype(name)
-        return self._stored_as.dtype(f"{self._matrices[name]}.values")
+        matrix = self._matrices[name]
+        return self._stored_as.dtype(f"{matrix}.{'scales' if matrix in self.contents.values else 'values'}")
 
     def read(self, name: str) -> Tensor:
         """Read one tensor as the dense folder had it.
@@ -81,24 +82,28 @@ class Unpacked(Shards):
             CheckpointError: its tensors do not fit together.
         """
         path = self.where[f"{matrix}.weight"]
-        ordered = matrix in self.contents.ordered
-        values, bits = (self._stored_as.read(f"{matrix}.{part}") for part in ("values", "bits"))
-        order = self._stored_as.read(f"{matrix}.order") if ordered else None
+        parts = {part: self._stored_as.read(f"{matrix}.{part}") for part in self.contents.parts(matrix)}
+        values = parts["values"]
         if values.ndim != 2:
             raise CheckpointError(f"{path}: {matrix}.values has shape {tuple(values.shape)}, expected a matrix")
-        pattern = self.contents.matrices[matrix]
-        packed = Packed(values, bits, pattern, values.shape[1] // pattern.keep * pattern.group, order)
+        if kind_of(values) != (kind := self.contents.values.get(matrix, "float")):
+            raise CheckpointError(f"{path}: {matrix}.values has type {values.dtype}, config.json says {kind}")
+        columns = self._columns(matrix, values.shape)
+        packed = Packed(pattern=self.contents.matrices[matrix], columns=columns, **parts)
         try:
             check(packed, matrix)
         except (PatternError, MethodError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         return packed
 
+    def _columns(self, matrix: str, values: tuple[int, ...]) -> int:
+        pattern, twice = self.contents.matrices[matrix], 2 if self.contents.values.get(matrix) == "int4" else 1
+        return values[1] * twice // pattern.keep * pattern.group
+
 
 def is_packed(folder: Path) -> bool:
     """Whether a model folder is a packed one."""
-    block = read_config(folder, packed=True).get("quantization_config")
-    return isinstance(block, dict) and block.get("quant_method") == METHOD
+    return is_ours(read_config(folder, packed=True).get("quantization_config"))
 
 
 def open_shards(folder: Path, ties: Mapping[str, str] | None = None) -> Shards:

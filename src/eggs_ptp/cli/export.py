@@ -16,6 +16,13 @@ class Form(StrEnum):
     packed = "packed"
 
 
+class Values(StrEnum):
+    """Kinds of quantised values."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A pruned folder.", show_default=False)],
     form: Annotated[
@@ -27,6 +34,14 @@ def export(
         str | None,
         typer.Option(help="N:M that all block linears have, for a folder without eggs.json.", show_default=False),
     ] = None,
+    values: Annotated[
+        Values | None,
+        typer.Option(
+            help="Quantise kept values when packing: int8, a scale for each row, or int4, one for 64 values. Rounds to "
+            "the nearest; prune with +gptq to have them on the grid already.",
+            show_default="those of the folder",
+        ),
+    ] = None,
     masks: Annotated[
         Path | None,
         typer.Option("--masks", help="File to write: keep masks, one bit a weight (.safetensors).", show_default=False),
@@ -34,13 +49,18 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")] = False,
     json: flags.Json = False,
 ) -> None:
-    """Write a pruned folder packed or dense, without a change to any value; or its masks, which prune --mask reads."""
+    """Write a pruned folder packed or dense; or its masks, which prune --mask reads.
+
+    No value changes on the way, unless packing quantises them.
+    """
     if (form is None) == (masks is None) or (form is None) != (output is None):
         raise typer.BadParameter("say what to write: --format packed -o DIR, --format dense -o DIR, or --masks FILE")
+    if values is not None and form is not Form.packed:
+        raise typer.BadParameter("--values quantises while packing, so it needs --format packed")
     if masks is not None:
         _masks(folder, masks, json)
     elif form is not None and output is not None:
-        _folder(folder, form, output, pattern, overwrite, json)
+        _folder(folder, form, output, pattern, values, overwrite, json)
 
 
 def _masks(folder: Path, masks: Path, json: bool) -> None:
@@ -54,7 +74,9 @@ def _masks(folder: Path, masks: Path, json: bool) -> None:
         line(f"{count} masks written to {masks}")
 
 
-def _folder(folder: Path, form: Form, output: Path, pattern: str | None, overwrite: bool, json: bool) -> None:
+def _folder(
+    folder: Path, form: Form, output: Path, pattern: str | None, values: Values | None, overwrite: bool, json: bool
+) -> None:
     from dataclasses import asdict
 
     from eggs_ptp.checkpoint.packed import export as export_folder
@@ -63,12 +85,16 @@ def _folder(folder: Path, form: Form, output: Path, pattern: str | None, overwri
     from eggs_ptp.models.folder import find_folder
 
     asked = parse_pattern(pattern) if pattern else None
-    done = export_folder(find_folder(str(folder)), output, form.value, pattern=asked, overwrite=overwrite)
+    kind = None if values is None else values.value
+    done = export_folder(find_folder(str(folder)), output, form.value, pattern=asked, values=kind, overwrite=overwrite)
     if json:
         print_json({"folder": str(folder), **asdict(done)})
         return
     share = f"{done.packed_bytes / done.dense_bytes:.1%} of the dense {bytes_text(done.dense_bytes)}"
     line(f"{done.matrices} matrices: {bytes_text(done.packed_bytes)} packed, {share}")
+    if kind is not None:
+        kept = done.matrices - done.rounded
+        line(f"Values are {kind}: {kept} matrices had these already, {done.rounded} were rounded to the nearest")
     line(f"Written to {output}, {form.value}")
     if form is Form.packed:
         line("Load it: import eggs_ptp, then transformers' from_pretrained")

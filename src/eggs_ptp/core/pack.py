@@ -1,22 +1,25 @@
-"""Packed N:M matrices: the kept values row after row, and one bit a weight that says where they stood."""
+"""Packed N:M matrices: the kept values row after row, and one bit a weight that says where they stood.
 
-import functools
+The values are those of the weight, or whole numbers with scales (`core/grid.py`).
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from eggs_ptp.core.bits import is_exact, join_bits, places, split_bits
+from eggs_ptp.core.grid import GRIDS, find_grid, join_nibbles, restore, scales_of, split_nibbles
+from eggs_ptp.core.grid import quantise as to_grid
 from eggs_ptp.core.order import check as check_order
 from eggs_ptp.core.order import invert
 from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
 from eggs_ptp.errors import PatternError
 
+KINDS = ("float", *GRIDS)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _TILE = 1 << 19  # weights worked on at a time: what is made on the way stays in the processor's cache
-# Eight bytes of 0 or 1 times this have bit j of the topmost byte = byte j: byte j meets its factor 2^(56 - 7j) on bit
-# 56 + j, and all other products fall on bits of their own, so that nothing is carried.
-_GATHER = sum(1 << (56 - 7 * j) for j in range(8))
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,11 @@ class Packed:
     column c is kept; bits past the last column are 0. With an `order`, column i of the packed matrix is column
     `order[i]` of the weight: the weight times x is the packed matrix times `x[order]`.
 
-    Shapes: values (rows, columns / M * N), the weight's type; bits (rows, ceil(columns / 8)), uint8; order (columns,),
-    int32.
+    Quantised, values are whole numbers (int8; or int4, two to a byte of uint8, the first in the lower half, each plus
+    8), and `scales` has one for every `grid.run` values of a row.
+
+    Shapes: values (rows, columns / M * N), the weight's type, or int8; or (rows, columns / M * N / 2), uint8; bits
+    (rows, ceil(columns / 8)), uint8; order (columns,), int32; scales (rows, groups), the weight's type.
     """
 
     values: Tensor
@@ -37,6 +43,22 @@ class Packed:
     pattern: Pattern
     columns: int
     order: Tensor | None = None
+    scales: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its values are: "float", "int8" or "int4"."""
+        return kind_of(self.values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weight."""
+        return self.values.dtype if self.scales is None else self.scales.dtype
+
+    @property
+    def kept(self) -> int:
+        """Values of a row."""
+        return self.columns // self.pattern.group * self.pattern.keep
 
     @property
     def rows(self) -> int:
@@ -46,11 +68,17 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        return sum(tensor.nbytes for tensor in (self.values, self.bits, self.order) if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, as they are stored."""
+        parts = {"values": self.values, "bits": self.bits, "scales": self.scales, "order": self.order}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def rows_from(self, start: int, stop: int) -> "Packed":
         """Rows `start` to `stop`, exclusive, as views."""
-        return replace(self, values=self.values[start:stop], bits=self.bits[start:stop])
+        scales = None if self.scales is None else self.scales[start:stop]
+        return replace(self, values=self.values[start:stop], bits=self.bits[start:stop], scales=scales)
 
     def tiles(self, weights: int = _TILE) -> Iterator[tuple[int, "Packed"]]:
         """The rows in tiles of about `weights` columns times rows, each with the number of its first row."""
@@ -87,12 +115,12 @@ def pack(weight: Tensor, pattern: AnyPattern, order: Tensor | None = None, *, na
         dense = weight[start : start + tile.rows]
         dense = dense.contiguous() if order is None else dense.index_select(1, order)
         kept = _is_nonzero(dense)
-        tile.bits.copy_(_join(kept))
-        if not _is_exact(tile):
+        tile.bits.copy_(join_bits(kept))
+        if not is_exact(tile.bits, tile.columns, pattern):
             excess += _fill(kept, dense, pattern)
-            tile.bits.copy_(_join(kept))
+            tile.bits.copy_(join_bits(kept))
         if not excess:
-            tile.values.view(-1).copy_(dense.view(-1).index_select(0, _places(kept)))
+            tile.values.view(-1).copy_(dense.view(-1).index_select(0, places(kept)))
     if excess:
         raise PatternError(
             f"{name}: not {pattern}: {excess} of {rows * columns // pattern.group} groups keep more than "
@@ -115,9 +143,50 @@ def structured(pattern: AnyPattern, name: str) -> Pattern:
     return pattern
 
 
+def quantise(packed: Packed, values: str, name: str = "weight") -> Packed:
+    """The same matrix with its values on a grid, "int8" or "int4", rounded to the nearest.
+
+    Raises:
+        PatternError: there is no such grid, values are quantised already or not finite, or an odd number of int4.
+    """
+    grid, pattern = find_grid(values), packed.pattern
+    if packed.scales is not None:
+        raise PatternError(f"{name}: its values are {packed.kind} already")
+    if values == "int4" and packed.kept % 2:
+        raise PatternError(f"{name}: {packed.kept} values a row, which int4 cannot store in pairs; use int8")
+    run = grid.run(pattern, packed.kept)
+    scales = packed.values.new_empty(packed.rows, grid.count(pattern, packed.kept))
+    numbers = packed.bits.new_empty((packed.rows, packed.kept), dtype=torch.int8)
+    for start, tile in packed.tiles():
+        place = slice(start, start + tile.rows)
+        scales[place] = scales_of(tile.values, run) if packed.kept else 0
+        if not torch.isfinite(scales[place]).all():  # a maximum keeps NaN and infinity
+            raise PatternError(f"{name}: the weight holds NaN or infinity, which {values} cannot")
+        numbers[place] = to_grid(tile.values, scales[place], grid, run)
+    return replace(packed, values=join_nibbles(numbers) if values == "int4" else numbers, scales=scales)
+
+
+def kind_of(values: Tensor) -> str:
+    """What stored values are: "float", "int8" or "int4"."""
+    return {torch.int8: "int8", torch.uint8: "int4"}.get(values.dtype, "float")
+
+
+def floats(packed: Packed) -> Tensor:
+    """The kept values (rows, kept) in the weight's type."""
+    if packed.scales is None:
+        return packed.values
+    grid = GRIDS[packed.kind]
+    return restore(numbers(packed), packed.scales, grid, grid.run(packed.pattern, packed.kept))
+
+
+def numbers(packed: Packed) -> Tensor:
+    """Quantised values as whole numbers (rows, kept), int8."""
+    return split_nibbles(packed.values) if packed.kind == "int4" else packed.values
+
+
 def unpack(packed: Packed) -> Tensor:
     """The weight (rows, columns) in its own column order, zeros where nothing was kept."""
-    weight = packed.values.new_empty(packed.rows, packed.columns)
+    weight = packed.values.new_empty((packed.rows, packed.columns), dtype=packed.dtype)
     natural = None if packed.order is None else invert(packed.order)
     for start, tile in packed.tiles():
         place = weight[start : start + tile.rows]
@@ -130,51 +199,14 @@ def unpack(packed: Packed) -> Tensor:
 
 def expand(packed: Packed, out: Tensor | None = None) -> Tensor:
     """The packed matrix (rows, columns) in its packed column order, made at once; into `out`, contiguous, if given."""
-    dense = packed.values.new_empty(packed.rows, packed.columns) if out is None else out
-    dense.zero_().view(-1).scatter_(0, _places(keep_mask(packed)), packed.values.reshape(-1))
+    dense = packed.values.new_empty((packed.rows, packed.columns), dtype=packed.dtype) if out is None else out
+    dense.zero_().view(-1).scatter_(0, places(keep_mask(packed)), floats(packed).reshape(-1))
     return dense
 
 
 def keep_mask(packed: Packed) -> Tensor:
     """Keep mask (rows, columns) in the packed column order."""
-    eight = _spread().view(torch.int64).view(256).to(packed.bits.device)  # all eight moved at once
-    flat = packed.bits.reshape(-1).int()
-    return eight.index_select(0, flat).view(torch.bool).view(packed.rows, 8 * packed.bits.shape[1])[:, : packed.columns]
-
-
-def check(packed: Packed, name: str) -> None:
-    """Refuse tensors that cannot be a packed matrix: `name` says whose they are.
-
-    Raises:
-        PatternError: a type or shape that does not fit, or a group whose bits do not mark exactly N columns.
-        MethodError: its order is no order of the columns.
-    """
-    pattern, columns = packed.pattern, packed.columns
-    pattern.check_width(columns, name)
-    expected = (columns // pattern.group * pattern.keep, -(-columns // 8))
-    values, bits = packed.values, packed.bits
-    if values.ndim != 2 or values.dtype not in FLOATS or values.shape[1] != expected[0]:
-        raise PatternError(
-            f"{name}: {pattern} of {columns} columns has values of {expected[0]} floats a row, "
-            f"got {values.dtype} {tuple(values.shape)}"
-        )
-    if bits.dtype != torch.uint8 or bits.shape != (values.shape[0], expected[1]):
-        raise PatternError(
-            f"{name}: {pattern} of {columns} columns has bits of shape {(values.shape[0], expected[1])}, uint8, "
-            f"got {bits.dtype} {tuple(bits.shape)}"
-        )
-    wrong = sum(_wrong_groups(tile) for _, tile in packed.tiles())
-    if wrong:
-        raise PatternError(f"{name}: the bits of {wrong} groups do not mark {pattern.keep} of {pattern.group} columns")
-    if packed.order is not None:
-        check_order(packed.order, columns, name)
-
-
-def _wrong_groups(tile: Packed) -> int:
-    """Groups that do not mark exactly N columns; marks past the last column count as one."""
-    if _is_exact(tile):
-        return int(tile.columns % 8 and bool((_join(keep_mask(tile)) != tile.bits).any()))
-    return int((keep_mask(tile).reshape(-1, tile.pattern.group).sum(1) != tile.pattern.keep).sum())
+    return split_bits(packed.bits, packed.columns)
 
 
 def _is_nonzero(dense: Tensor) -> Tensor:
@@ -182,33 +214,6 @@ def _is_nonzero(dense: Tensor) -> Tensor:
     if dense.dtype == torch.float32:
         return dense != 0
     return dense.view(torch.int16).bitwise_and(0x7FFF) != 0
-
-
-def _places(kept: Tensor) -> Tensor:
-    """Flat indices of True, rising."""
-    if kept.device.type == "cpu":  # numpy finds them several times faster
-        return torch.from_numpy(kept.numpy().reshape(-1).nonzero()[0])
-    return kept.reshape(-1).nonzero().view(-1)
-
-
-def _is_exact(tile: Packed) -> bool:
-    """Whether the bits of every group mark exactly N columns."""
-    pattern = tile.pattern
-    if 8 % pattern.group == 0 and tile.columns % 8 == 0:
-        return bool(_exact_bytes(pattern).to(tile.bits.device).index_select(0, tile.bits.reshape(-1).int()).all())
-    return bool((keep_mask(tile).reshape(-1, pattern.group).sum(1) == pattern.keep).all())
-
-
-@functools.cache
-def _exact_bytes(pattern: Pattern) -> Tensor:
-    """For each byte, whether all its groups have exactly N bits."""
-    return (_spread().view(256, -1, pattern.group).sum(-1) == pattern.keep).all(1)
-
-
-@functools.cache
-def _spread() -> Tensor:
-    """For each byte its eight bits, the lowest first: (256, 8), uint8."""
-    return (torch.arange(256)[:, None].bitwise_right_shift(torch.arange(8)) & 1).to(torch.uint8)
 
 
 def _fill(kept: Tensor, dense: Tensor, pattern: Pattern) -> int:
@@ -221,11 +226,3 @@ def _fill(kept: Tensor, dense: Tensor, pattern: Pattern) -> int:
         grouped |= taken
         missing = missing - taken.sum(1, keepdim=True)
     return int((missing < 0).sum())
-
-
-def _join(mask: Tensor) -> Tensor:
-    """Eight columns a byte, the first one lowest; the last byte is filled up with zeros."""
-    short = -mask.shape[1] % 8
-    if short:
-        mask = torch.nn.functional.pad(mask, (0, short))
-    return (mask.contiguous().view(torch.int64) * _GATHER).bitwise_right_shift(56).to(torch.uint8)

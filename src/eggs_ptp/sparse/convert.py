@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.core.mask import violations
-from eggs_ptp.core.pack import FLOATS, structured
+from eggs_ptp.core.pack import FLOATS, quantise, structured
 from eggs_ptp.core.pack import pack as pack_weight
 from eggs_ptp.core.pattern import Pattern, parse_pattern
 from eggs_ptp.errors import PatternError
@@ -20,15 +20,16 @@ PATTERNS = tuple(Pattern(*pair) for pair in ((1, 4), (2, 8), (2, 4), (4, 8), (8,
 
 
 @torch.no_grad()
-def pack(model: Model, pattern: Pattern | str | None = None) -> Model:
+def pack(model: Model, pattern: Pattern | str | None = None, values: str | None = None) -> Model:
     """Replace every `nn.Linear` of a model that is N:M by an `NMLinear`, in place; returns the model.
 
     Without a `pattern` each matrix gets the first of `PATTERNS` that it fits. What fits none stays as it is, and so
     does a matrix that is also used elsewhere, as heads tied to the embeddings are. A model of transformers can be
-    saved by `save_pretrained` afterwards, as a packed checkpoint.
+    saved by `save_pretrained` afterwards, as a packed checkpoint. `values`, "int8" or "int4", puts the values of these
+    matrices on a grid, the nearest numbers; see docs/format.md.
 
     Raises:
-        PatternError: the pattern is unstructured, or no matrix of the model has it.
+        PatternError: the pattern is unstructured, no matrix of the model has it, or its values cannot be quantised.
     """
     candidates = PATTERNS
     if pattern is not None:
@@ -39,7 +40,8 @@ def pack(model: Model, pattern: Pattern | str | None = None) -> Model:
         if type(linear) is nn.Linear and uses[id(linear.weight)] == 1:
             found = next((pattern for pattern in candidates if _fits(linear.weight, pattern)), None)
             if found is not None:
-                replace(model, name, NMLinear(pack_weight(linear.weight, found, name=name), linear.bias))
+                packed = pack_weight(linear.weight, found, name=name)
+                replace(model, name, NMLinear(quantise(packed, values, name) if values else packed, linear.bias))
     contents = contents_of(model)
     if not contents.matrices:
         wanted = ", ".join(map(str, candidates))
@@ -65,7 +67,8 @@ def contents_of(model: nn.Module) -> Contents:
     """Which modules of a model are packed."""
     packed = {name: module for name, module in model.named_modules() if isinstance(module, NMLinear)}
     ordered = frozenset(name for name, module in packed.items() if module.order is not None)
-    return Contents({name: module.pattern for name, module in packed.items()}, ordered)
+    values = {name: module.packed.kind for name, module in packed.items() if module.scales is not None}
+    return Contents({name: module.pattern for name, module in packed.items()}, ordered, values)
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

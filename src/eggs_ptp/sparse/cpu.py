@@ -8,7 +8,7 @@ multiplied by torch.
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as dense_linear
 
+from eggs_ptp.core.grid import GRIDS
 from eggs_ptp.core.pack import Packed
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.sparse.backends import Backend
@@ -95,22 +96,26 @@ class Kernel:
 
 
 @functools.cache
-def kernel(task: str, dtype: torch.dtype, inputs: int) -> Kernel:
-    """The kernel of a task ("product", "unpack"), a type of values and 1, 4 or 8 inputs; compiled at its first use."""
+def kernel(task: str, dtype: torch.dtype, inputs: int, held: str = "float") -> Kernel:
+    """The kernel of a task ("product", "unpack"), a type, its values and 1, 4 or 8 inputs; compiled at first use."""
     from eggs_ptp.sparse import cpu_block, cpu_kernel
 
     level, kind = tier(), _KINDS[dtype]
-    made = cpu_kernel.compiled(task, level, kind, inputs)
+    made = cpu_kernel.compiled(task, level, kind, inputs, held)
     call = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t)(made.address)
-    return Kernel(made, cpu_block.machine(level, kind, inputs), inputs, made.address, call)
+    return Kernel(made, cpu_block.machine(level, kind, inputs, held), inputs, made.address, call)
 
 
 @dataclass(frozen=True)
 class State:
-    """A packed matrix and what kernels are told about it: where its tensors are."""
+    """A packed matrix and what kernels are told about it: where its tensors are, for each width of blocks.
+
+    `scales` (rows,), float32, is what whole numbers of int8 are multiplied by.
+    """
 
     packed: Packed
-    job: Job
+    jobs: Mapping[int, Job]
+    scales: Tensor | None
 
     @property
     def work(self) -> int:
@@ -119,10 +124,13 @@ class State:
 
 
 def prepare(packed: Packed) -> State:
-    """No layout of its own: kernels read the packed tensors."""
+    """No layout of its own: kernels read the packed tensors, and beside them a float32 a row for values of int8."""
     from eggs_ptp.sparse.cpu_block import machine
 
-    return State(packed, job(packed, machine(tier(), _KINDS[packed.values.dtype], 1).columns))
+    scales = None if packed.scales is None else (packed.scales.float() / GRIDS[packed.kind].top).view(-1)
+    kind = _KINDS[packed.dtype] if scales is None else "float32"
+    widths = {machine(tier(), kind, inputs, packed.kind).columns for inputs in (1, 4)}
+    return State(packed, {width: job(packed, width, scales) for width in widths}, scales)
 
 
 def linear(x: Tensor, state: State) -> Tensor:
@@ -131,18 +139,20 @@ def linear(x: Tensor, state: State) -> Tensor:
     A pruned weight counts as a zero, so that infinities and NaNs come out as from the dense product. A row is summed
     in the same order whatever the number of threads.
     """
-    batch = x.shape[0]
+    batch, kind = x.shape[0], x.dtype
+    if state.scales is not None:
+        x = x.float()  # what whole numbers are multiplied with; a kernel would do it for every row anew
     if batch > (DIRECT_BFLOAT16 if x.dtype == torch.bfloat16 and _is_native(x.dtype) else DIRECT):
-        return _by_tiles(x, state.packed)
+        return _by_tiles(x, state).to(kind)
     if batch <= AT_ONCE:
-        return _direct(x, state)
-    return torch.cat([_direct(part, state) for part in x.split(AT_ONCE)])
+        return _direct(x, state).to(kind)
+    return torch.cat([_direct(part, state) for part in x.split(AT_ONCE)]).to(kind)
 
 
 def _direct(x: Tensor, state: State) -> Tensor:
     batch, columns = x.shape
     inputs = 1 if batch == 1 else 8 if tier() != "avx2" and -batch % 8 < 4 else 4
-    made = kernel("product", x.dtype, inputs)
+    made = kernel("product", x.dtype, inputs, state.packed.kind)
     chunks, blocks = -(-batch // inputs), columns // made.machine.columns
     laid = _laid_out(x, made, chunks)
     block = inputs * made.machine.columns * x.element_size()
@@ -151,7 +161,7 @@ def _direct(x: Tensor, state: State) -> Tensor:
     run(
         made.call,
         made.address,
-        state.job,
+        state.jobs[made.machine.columns],
         state.packed.rows,
         state.work * chunks,
         x=laid.data_ptr(),
@@ -179,14 +189,17 @@ def _laid_out(x: Tensor, made: Kernel, chunks: int) -> Tensor:
     return x.view(chunks, made.inputs, blocks, columns).transpose(1, 2).contiguous()
 
 
-def _by_tiles(x: Tensor, packed: Packed) -> Tensor:
+def _by_tiles(x: Tensor, state: State) -> Tensor:
+    packed, scales = state.packed, state.scales
     y = x.new_empty(x.shape[0], packed.rows)
-    tile = packed.values.new_empty(min(packed.rows, max(GROUP, _TILE // packed.columns)), packed.columns)
+    shape = min(packed.rows, max(GROUP, _TILE // packed.columns)), packed.columns
+    tile = torch.empty(shape, dtype=x.dtype)
     wide = x if _is_native(x.dtype) else x.float()
     for start in range(0, packed.rows, tile.shape[0]):
         part = packed.rows_from(start, start + tile.shape[0])
         dense = unpack(part, tile[: part.rows]).to(wide.dtype)
-        y[:, start : start + part.rows] = _dense_product(wide, dense)
+        product = _dense_product(wide, dense)
+        y[:, start : start + part.rows] = product if scales is None else product * scales[start : start + part.rows]
     return y
 
 
@@ -204,11 +217,30 @@ def _dense_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def unpack(packed: Packed, out: Tensor) -> Tensor:
-    """The packed matrix in its packed column order, into `out` (rows, columns)."""
-    made, state = kernel("unpack", packed.values.dtype, 1), prepare(packed)
+    """The packed matrix in its packed column order, into `out` (rows, columns).
+
+    Whole numbers of int8 come as float32, not multiplied by their scales.
+    """
+    kind = packed.dtype if packed.scales is None else torch.float32
+    made, state = kernel("unpack", kind, 1, packed.kind), prepare(packed)
     stride = out.stride(0) * out.element_size()
-    run(made.call, made.address, state.job, packed.rows, state.work, y=out.data_ptr(), y_stride=stride)
+    run(
+        made.call,
+        made.address,
+        state.jobs[made.machine.columns],
+        packed.rows,
+        state.work,
+        y=out.data_ptr(),
+        y_stride=stride,
+    )
     return out
 
 
-CPU = Backend("cpu", "kernels compiled by numba: AVX2 or AVX-512, 1:2, 2:4 and 4:8", why_not, prepare, linear)
+CPU = Backend(
+    "cpu",
+    "kernels compiled by numba: AVX2 or AVX-512, 1:2, 2:4 and 4:8, values as they are or int8",
+    why_not,
+    prepare,
+    linear,
+    ("float", "int8"),
+)

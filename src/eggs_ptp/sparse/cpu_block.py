@@ -1,7 +1,8 @@
 """The smallest piece of the CPU kernels, as LLVM instructions: one block of columns of one packed row, made dense.
 
 A block is as many columns as are put in place at once. Bit c says whether column c takes the next kept value or a
-zero. What comes out is the dense block, so that products have the infinities and NaNs of the dense product.
+zero. Values are of the inputs' type, or whole numbers of int8 with float32 inputs. What comes out is the dense block,
+so that products have the infinities and NaNs of the dense product.
 """
 
 from collections.abc import Iterable
@@ -21,18 +22,23 @@ _SHORT = ir.IntType(16)
 
 @dataclass(frozen=True)
 class Machine:
-    """How a processor puts values in place: columns a block, floats a register, 16-bit values two to a lane or not."""
+    """How a processor puts values in place: columns a block, floats a register, lanes of values' size or not."""
 
     columns: int
     lanes: int
-    words: bool
+    words: bool  # of the values' own size, not of 32 bits
     dots: bool = False  # multiplies pairs of bfloat16 as they are, flushing denormals, as the dense product does there
 
 
-def machine(tier: str, kind: str, inputs: int) -> Machine:
-    """The machine of a tier ("avx2", "avx512", "avx512vbmi2", "avx512bf16") for a type of values and so many inputs."""
+def machine(tier: str, kind: str, inputs: int, held: str = "float") -> Machine:
+    """The machine of a tier ("avx2", "avx512", "avx512vbmi2", "avx512bf16") for a type and number of inputs.
+
+    `held` are the values: "float", which is the inputs' type, or "int8".
+    """
     if tier == "avx2":
         return Machine(8, 8, False)
+    if held == "int8":  # one input: most columns an instruction; several: few registers, so that sums have theirs
+        return Machine(64, 16, True) if inputs == 1 and tier != "avx512" else Machine(16, 16, False)
     if tier == "avx512" or kind == "float32":
         return Machine(16, 16, False)
     return Machine(32, 16, True, tier == "avx512bf16" and kind == "bfloat16" and inputs > 1)
@@ -41,10 +47,11 @@ def machine(tier: str, kind: str, inputs: int) -> Machine:
 class Emitter:
     """Writes instructions for one tier and type. Addresses are int64; offsets are numbers or int64."""
 
-    def __init__(self, builder: Any, job: Any, tier: str, kind: str, inputs: int) -> None:
-        self.b, self.job, self.kind = builder, job, kind
-        self.machine = machine(tier, kind, inputs)
-        self.size = 4 if kind == "float32" else 2
+    def __init__(self, builder: Any, job: Any, tier: str, kind: str, held: str, inputs: int) -> None:
+        self.b, self.job, self.kind, self.whole = builder, job, kind, held == "int8"
+        self.machine = machine(tier, kind, inputs, held)
+        self.size = 4 if kind == "float32" else 2  # of inputs and outputs
+        self.value_size = 1 if self.whole else self.size
         self.parts = 1 if self.machine.dots else self.machine.columns // self.machine.lanes
         self.vector = ir.VectorType(FLOAT, self.machine.lanes)
         self.f = {name: self.load(self.add(job, 8 * place), LONG, 8) for place, name in enumerate(FIELDS)}
@@ -97,11 +104,11 @@ class Emitter:
 
     def dense(self, values: Any, bits: Any) -> Any:
         """The block at these addresses, as integers: of the values' own size if two share a lane, else of 32 bits."""
-        columns, held = self.machine.columns, ir.IntType(8 * self.size)
+        columns, held = self.machine.columns, ir.IntType(8 * self.value_size)
         lane = held if self.machine.words else INT
-        read = self.load(values, ir.VectorType(held, columns // 2), self.size)
+        read = self.load(values, ir.VectorType(held, columns // 2), self.value_size)
         if held.width < lane.width:
-            read = self.b.zext(read, ir.VectorType(lane, columns // 2))
+            read = (self.b.sext if self.whole else self.b.zext)(read, ir.VectorType(lane, columns // 2))
         full = ir.VectorType(lane, columns)
         wide = self.b.shuffle_vector(read, ir.Constant(read.type, None), _indices(range(columns)))  # values, zeros
         if columns == 8:
@@ -121,6 +128,17 @@ class Emitter:
             content = ir.Constant(ir.ArrayType(BYTE, table.size), bytearray(table.tobytes()))
             cgutils.global_constant(self.b, name, content).align = 64
         return module.globals[name]
+
+    def weights(self, block: Any) -> list[Any]:
+        """The block as registers of floats: whole numbers in the order of columns, others as `floats` has them."""
+        if not self.whole:
+            return self.floats(block)
+        lanes = self.machine.lanes
+        cuts = [_indices(range(lanes * part, lanes * (part + 1))) for part in range(self.parts)]
+        parts = [self.b.shuffle_vector(block, block, cut) for cut in cuts]
+        if self.machine.words:
+            parts = [self.b.sext(part, ir.VectorType(INT, lanes)) for part in parts]
+        return [self.b.sitofp(part, self.vector) for part in parts]
 
     def floats(self, block: Any) -> list[Any]:
         """The block as registers of floats. Of two, the first has bfloat16's even columns, or float16's lower half."""
@@ -142,6 +160,11 @@ class Emitter:
 
     def inputs_at(self, address: Any) -> list[Any]:
         """As many inputs as a block has columns, in registers as the block's."""
+        if self.whole:
+            return [
+                self.load(self.add(address, 4 * self.machine.lanes * part), self.vector, 4)
+                for part in range(self.parts)
+            ]
         if self.machine.words or self.size == 4:
             lane = ir.IntType(8 * self.size)
             return self.floats(self.load(address, ir.VectorType(lane, self.machine.columns), self.size))

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from eggs_ptp.core.pack import Packed
 
 GROUP = 16  # rows that a thread works on at a time; rows are handed out in multiples of it
 AT_ONCE = 16  # inputs in one run
 # All of a job, as int64; strides are in bytes. `next` is the first row that no thread has taken yet, `grab` how many
-# are taken at once; `tail_*` are the bytes of a row beyond its last whole block; `y_stride` lies between rows of y.
+# are taken at once; `tail_*` are the bytes of a row beyond its last whole block; `y_stride` lies between rows of y;
+# `scales` is where what whole numbers are multiplied by stands, one float32 a row.
 FIELDS = (
-    *("next", "grab", "rows", "values", "bits", "x", "y", "values_stride", "bits_stride", "y_stride"),
+    *("next", "grab", "rows", "values", "bits", "x", "y", "values_stride", "bits_stride", "y_stride", "scales"),
     *("blocks", "tail_values", "tail_bits", "tail_y", "panel", "panels", "chunks", "chunk_stride"),
 )
 _PLACES = {name: place for place, name in enumerate(FIELDS)}
@@ -25,8 +27,11 @@ _BITES = 8  # times that a thread comes back for more rows, so that one held up 
 Job = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def job(packed: Packed, columns: int) -> Job:
-    """What stays the same for all products with a matrix, read in blocks of so many columns."""
+def job(packed: Packed, columns: int, scales: Tensor | None = None) -> Job:
+    """What stays the same for all products with a matrix, read in blocks of so many columns.
+
+    `scales` (rows,), float32: what whole numbers of int8 are multiplied by; such rows are made dense in float32.
+    """
     size, rest = packed.values.element_size(), packed.columns % columns
     told = np.zeros(len(FIELDS), dtype=np.int64)
     _tell(
@@ -39,7 +44,8 @@ def job(packed: Packed, columns: int) -> Job:
         blocks=packed.columns // columns,
         tail_values=rest // 2 * size,
         tail_bits=-(-rest // 8),
-        tail_y=rest * size,
+        tail_y=rest * (size if scales is None else scales.element_size()),
+        scales=0 if scales is None else scales.data_ptr(),
     )
     return told
 

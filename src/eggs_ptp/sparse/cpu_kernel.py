@@ -26,13 +26,13 @@ _SOURCES = b"".join(Path(str(module.__file__)).read_bytes() for module in (cpu_b
 _VERSION = hashlib.sha256(_SOURCES).hexdigest()[:16]
 
 
-def compiled(task: str, tier: str, kind: str, inputs: int) -> Any:
-    """The kernel of a task ("product", "unpack"), a tier, a type of values and 1, 4 or 8 inputs at once.
+def compiled(task: str, tier: str, kind: str, inputs: int, held: str = "float") -> Any:
+    """The kernel of a task ("product", "unpack"), a tier, a type, its values ("float", "int8") and 1, 4 or 8 inputs.
 
     Compiled once and kept on disk by numba, beside this file or in the user's cache, for this file and processor.
     """
     rows = {1: 1, 4: 2 if tier == "avx2" else 4, 8: 2}[inputs]  # sums that 16 or 32 registers hold
-    spec = f"{task} {tier} {kind} {rows} {inputs} {_VERSION}"
+    spec = f"{task} {tier} {kind} {held} {rows} {inputs} {_VERSION}"
 
     def kernel(job: Any) -> None:
         _code(job, spec)
@@ -44,10 +44,10 @@ def compiled(task: str, tier: str, kind: str, inputs: int) -> Any:
 
 
 def _emit(_context: Any, _job: Any, spec: Any) -> Any:
-    task, tier, kind, *numbers, _ = spec.literal_value.split()
+    task, tier, kind, held, *numbers, _ = spec.literal_value.split()
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kernel = _Kernel(builder, arguments[0], tier, kind, *map(int, numbers))
+        kernel = _Kernel(builder, arguments[0], tier, kind, held, *map(int, numbers))
         kernel.share(kernel.product() if task == "product" else kernel.unpack)
         return context.get_dummy_value()
 
@@ -60,11 +60,11 @@ _code: Any = intrinsic(prefer_literal=True)(_emit)
 class _Kernel(Emitter):
     """Keeps a tile of `rows` times `inputs` sums in registers."""
 
-    def __init__(self, builder: Any, job: Any, tier: str, kind: str, rows: int, inputs: int) -> None:
-        super().__init__(builder, job, tier, kind, inputs)
+    def __init__(self, builder: Any, job: Any, tier: str, kind: str, held: str, rows: int, inputs: int) -> None:
+        super().__init__(builder, job, tier, kind, held, inputs)
         self.rows, self.inputs, self.unrolled = rows, inputs, _UNROLLED if rows == 1 else 1
-        self.value_bytes, self.bit_bytes = self.machine.columns // 2 * self.size, self.machine.columns // 8
-        self.spare = [cgutils.alloca_once(builder, ir.ArrayType(BYTE, size), zfill=True) for size in (64, 8, 64)]
+        self.value_bytes, self.bit_bytes = self.machine.columns // 2 * self.value_size, self.machine.columns // 8
+        self.spare = [cgutils.alloca_once(builder, ir.ArrayType(BYTE, size), zfill=True) for size in (64, 8, 256)]
 
     def share(self, work: Callable[[Any, Any], None]) -> None:
         """Take rows until none are left: `work(first row of a group, whether the next group is this thread's too)`."""
@@ -131,7 +131,7 @@ class _Kernel(Emitter):
                 self.span(rows, x, start, stop, sums, fetch)
                 last = b.icmp_signed("==", stop, f["blocks"])
                 with b.if_then(b.and_(last, b.icmp_signed(">", f["tail_bits"], self.long(0)))):
-                    self.accumulate([self.floats(self.last_block(row)) for row in rows], x, f["blocks"], sums, 0)
+                    self.accumulate([self.weights(self.last_block(row)) for row in rows], x, f["blocks"], sums, 0)
                 self.pause(sums, here)
                 with b.if_then(last):
                     self.finish(rows, self.mul(chunk.index, self.inputs), here)
@@ -172,7 +172,7 @@ class _Kernel(Emitter):
                 at = self.add(index, step)
                 value, bit = self.mul(at, self.value_bytes), self.mul(at, self.bit_bytes)
                 blocks = [self.dense(self.add(values, value), self.add(bits, bit)) for _, values, bits in rows]
-                self.accumulate([self.floats(block) for block in blocks], x, at, sums, step)
+                self.accumulate([self.weights(block) for block in blocks], x, at, sums, step)
 
         with cgutils.for_range(b, turns) as loop:
             turn(self.add(start, self.mul(loop.index, self.unrolled)), self.unrolled)
@@ -200,16 +200,22 @@ class _Kernel(Emitter):
                 offset = (place * self.inputs + each) * self.machine.lanes * 4
                 register = self.load(self.add(here, offset), self.vector, 4)
                 total = self.call(name, FLOAT, ir.Constant(FLOAT, 0.0), register, fastmath=("reassoc",))
+                if self.whole:
+                    total = self.b.fmul(total, self.load(self.add(self.f["scales"], self.mul(number, 4)), FLOAT, 4))
                 line = self.add(self.f["y"], self.mul(self.add(first_input, each), self.f["y_stride"]))
                 self.store(self.rounded(total), self.add(line, self.mul(number, self.size)), self.size)
 
     def unpack(self, first: Any, _more: Any) -> None:
-        """Y (rows, columns) = the dense rows, in the values' type."""
+        """Y (rows, columns) = the dense rows, in the values' type; whole numbers as float32, without their scales."""
         b, wide = self.b, self.machine.columns * self.size
         held = ir.VectorType(ir.IntType(8 * self.size), self.machine.columns)
 
-        def narrow(block: Any) -> Any:
-            return block if block.type == held else b.trunc(block, held)
+        def put(block: Any, y: Any, align: int) -> None:
+            if not self.whole:
+                self.store(block if block.type == held else b.trunc(block, held), y, align)
+                return
+            for part, floats in enumerate(self.weights(block)):
+                self.store(floats, self.add(y, part * self.machine.lanes * 4), 4)
 
         with cgutils.for_range(b, self.long(GROUP)) as loop:
             row = number, values, bits = self.row(self.add(first, loop.index))
@@ -219,9 +225,9 @@ class _Kernel(Emitter):
                     self.add(values, self.mul(at.index, self.value_bytes)),
                     self.add(bits, self.mul(at.index, self.bit_bytes)),
                 )
-                self.store(narrow(block), self.add(y, self.mul(at.index, wide)), self.size)
+                put(block, self.add(y, self.mul(at.index, wide)), self.size)
             with b.if_then(b.icmp_signed(">", self.f["tail_bits"], self.long(0))):
-                self.store(narrow(self.last_block(row)), self.address(self.spare[2]), 8)
+                put(self.last_block(row), self.address(self.spare[2]), 8)
                 target = self.pointer(self.add(y, self.mul(self.f["blocks"], wide)))
                 source = b.bitcast(self.spare[2], BYTE.as_pointer())
                 cgutils.raw_memcpy(b, target, source, self.f["tail_y"], 1)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eggs_ptp.core.pack import Packed, check, unpack
+from eggs_ptp.core.layout import check, layout
+from eggs_ptp.core.pack import Packed, unpack
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import BackendError, EggsError
 from eggs_ptp.sparse.backends import Backend, choose, find
@@ -18,9 +19,9 @@ _by_address: "weakref.WeakValueDictionary[int, NMLinear]" = weakref.WeakValueDic
 class NMLinear(nn.Module):
     """y = x W^T + b with W packed; takes the place of an `nn.Linear` for inference.
 
-    x is (..., in_features) of the values' type, y (..., out_features). The tensors are buffers: `values` and `bias`
-    change their type with the module, `bits` and `order` never do. `backend` forces one of `sparse.backends.table`;
-    without it the choice is made at every call, by device, type, shape and batch.
+    x is (..., in_features) of the weight's type, y (..., out_features). The tensors are buffers: floats (`values`, or
+    the `scales` of quantised ones, and `bias`) change their type with the module, the others never do. `backend` forces
+    one of `sparse.backends.table`; without it the choice is made at every call, by device, type, shape and batch.
 
     Raises:
         BackendError: there is no such backend; when called, it cannot compute this, or x has another type or width;
@@ -29,6 +30,7 @@ class NMLinear(nn.Module):
 
     values: Tensor
     bits: Tensor
+    scales: Tensor | None
     order: Tensor | None
     bias: Tensor | None
 
@@ -38,27 +40,33 @@ class NMLinear(nn.Module):
             find(backend)
         self.pattern, self.backend = packed.pattern, backend
         self.in_features, self.out_features = packed.columns, packed.rows
-        for name, tensor in (("values", packed.values), ("bits", packed.bits), ("order", packed.order), ("bias", bias)):
+        parts = {"scales": None, "order": None, **packed.tensors(), "bias": bias}
+        for name, tensor in parts.items():
             self.register_buffer(name, None if tensor is None else tensor.detach())
         self._enlist()
 
     @classmethod
     def empty(
-        cls, linear: nn.Linear, pattern: Pattern, *, ordered: bool = False, backend: str | None = None
+        cls,
+        linear: nn.Linear,
+        pattern: Pattern,
+        *,
+        ordered: bool = False,
+        values: str | None = None,
+        backend: str | None = None,
     ) -> "NMLinear":
         """Room for the packed form of a dense layer, of its shape, type and device, to be filled by a state dict."""
-        rows, columns = linear.weight.shape
-        pattern.check_width(columns, "linear")
-        values = linear.weight.new_empty(rows, columns // pattern.group * pattern.keep)
-        bits = values.new_empty(rows, -(-columns // 8), dtype=torch.uint8)
-        order = values.new_empty(columns, dtype=torch.int32) if ordered else None
+        weight = linear.weight
+        pattern.check_width(weight.shape[1], "linear")
+        parts = layout(tuple(weight.shape), weight.dtype, pattern, values, ordered=ordered)
+        room: Any = {name: weight.new_empty(shape, dtype=dtype) for name, (dtype, shape) in parts.items()}
         bias = None if linear.bias is None else torch.empty_like(linear.bias)
-        return cls(Packed(values, bits, pattern, columns, order), bias, backend=backend)
+        return cls(Packed(pattern=pattern, columns=weight.shape[1], **room), bias, backend=backend)
 
     @property
     def packed(self) -> Packed:
         """Its matrix, sharing its tensors."""
-        return Packed(self.values, self.bits, self.pattern, self.in_features, self.order)
+        return Packed(self.values, self.bits, self.pattern, self.in_features, self.order, self.scales)
 
     def dense(self) -> nn.Linear:
         """The same layer with its zeros."""
@@ -81,6 +89,7 @@ class NMLinear(nn.Module):
                 self.pattern.keep,
                 self.pattern.group,
                 self.backend or "",
+                self.scales,
             )
             return traced
         return _multiply(x, self.packed, self.bias, self.backend, self)
@@ -88,8 +97,8 @@ class NMLinear(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         ordered = ", ordered" if self.order is not None else ""
-        bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {self.pattern}{ordered}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{shape}, {self.pattern}{f', {self.packed.kind}' if self.scales is not None else ''}{ordered}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_prepared")}
@@ -126,15 +135,17 @@ class NMLinear(nn.Module):
 
     def prepared(self, backend: Backend) -> Any:
         """The backend's state for this matrix; kept until the tensors move or change."""
-        now = (self.values.data_ptr(), self.bits.data_ptr(), _version(self.values), _version(self.bits))
+        parts = (self.values, self.bits, *(() if self.scales is None else (self.scales,)))
+        now = tuple((part.data_ptr(), _version(part)) for part in parts)
         if now != self._prepared_from:
             self._prepared.clear()
             self._prepared_from = now
         if backend.name not in self._prepared:
             if not self._prepared:
-                for tensor in (self.values, self.bits):  # states hold aliases only, so moving a buffer ends it
+                for tensor in parts:  # states hold aliases only, so moving a buffer ends it
                     weakref.finalize(tensor, self._prepared.clear).atexit = False
-            alias = Packed(self.values.detach(), self.bits.detach(), self.pattern, self.in_features)
+            scales = None if self.scales is None else self.scales.detach()
+            alias = Packed(self.values.detach(), self.bits.detach(), self.pattern, self.in_features, scales=scales)
             self._prepared[backend.name] = backend.prepare(alias)
         return self._prepared[backend.name]
 
@@ -154,9 +165,10 @@ def nm_linear(
     keep: int,
     group: int,
     backend: str,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Y = x W^T + b as an operator of tensors alone. The states of the module that they belong to are used."""
-    packed = Packed(values, bits, Pattern(keep, group), x.shape[-1], order)
+    packed = Packed(values, bits, Pattern(keep, group), x.shape[-1], order, scales)
     return _multiply(x, packed, bias, backend or None, _owner(packed))
 
 
@@ -186,16 +198,16 @@ def _owner(packed: Packed) -> NMLinear | None:
 
 def _multiply(x: Tensor, packed: Packed, bias: Tensor | None, backend: str | None, module: NMLinear | None) -> Tensor:
     rows, columns = packed.rows, packed.columns
-    if x.shape[-1] != columns or x.dtype != packed.values.dtype:
+    if x.shape[-1] != columns or x.dtype != packed.dtype:
         raise BackendError(
-            f"expected x of {columns} features and type {packed.values.dtype}, got {tuple(x.shape)}, {x.dtype}; "
+            f"expected x of {columns} features and type {packed.dtype}, got {tuple(x.shape)}, {x.dtype}; "
             "convert x or the module (autocast does not reach packed matrices)"
         )
     flat = x.reshape(-1, columns)
     batch = flat.shape[0]
     if not batch or not rows:
         return x.new_empty(*x.shape[:-1], rows)
-    chosen = choose(x.device, x.dtype, packed.pattern, rows, columns, batch, name=backend)
+    chosen = choose(x.device, x.dtype, packed.pattern, rows, columns, batch, name=backend, kind=packed.kind)
     state = chosen.prepare(packed) if module is None else module.prepared(chosen)
     y = chosen.linear(flat.contiguous() if packed.order is None else flat.index_select(1, packed.order), state)
     if bias is not None:

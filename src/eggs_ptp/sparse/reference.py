@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import linear as dense_linear
 
-from eggs_ptp.core.pack import Packed, expand
+from eggs_ptp.core.pack import KINDS, Packed, expand
 from eggs_ptp.sparse.backends import Backend
 
 _TILE = 1 << 20  # weights unpacked at a time: what the product needs beside its operands, a few megabytes
@@ -30,4 +30,11 @@ def linear(x: Tensor, packed: Packed) -> Tensor:
     return y
 
 
-REFERENCE = Backend("reference", "plain torch: rows unpacked tile by tile, any N:M", why_not, prepare, linear)
+REFERENCE = Backend(
+    "reference",
+    "plain torch: rows unpacked tile by tile, any N:M, values as they are, int8 or int4",
+    why_not,
+    prepare,
+    linear,
+    KINDS,
+)

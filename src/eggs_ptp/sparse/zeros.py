@@ -1,6 +1,6 @@
 """Training that keeps a pruned model pruned."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,8 +20,10 @@ def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableH
     Raises:
         PatternError: no linear of the model has zeros, or none that has is among the optimizer's parameters.
     """
-    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    zeros = [(weight, weight.detach() == 0) for weight in dict.fromkeys(linears)]
+    kinds = (module for module in model.modules() if isinstance(module, nn.Linear) or _is_conv1d(module))
+    linears = [cast(nn.Parameter, module.weight) for module in kinds]
+    experts = [weight for weight in model.parameters() if weight.ndim == 3]  # of a layer, fused into one
+    zeros = [(weight, weight.detach() == 0) for weight in dict.fromkeys((*linears, *experts))]
     pruned = [(weight, mask) for weight, mask in zeros if mask.any() and not mask.all()]
     if not pruned:
         raise PatternError(
@@ -41,3 +43,7 @@ def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableH
                 weight.masked_fill_(mask, 0)
 
     return optimizer.register_step_post_hook(restore)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # transformers', a linear with its weight transposed
