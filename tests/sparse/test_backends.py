@@ -53,6 +53,12 @@ def test_a_forced_backend_that_cannot_says_why():
         chosen(5, name="small")
 
 
+def test_kinds_of_values_that_it_does_not_read_are_passed_over():
+    assert chosen(kind="int8") == chosen(kind="int4") == "reference"
+    with pytest.raises(BackendError, match=r"^backend small: int8 values, for float; name another one"):
+        chosen(name="small", kind="int8")
+
+
 def test_unknown_names_are_refused(monkeypatch):
     for refused in (lambda: chosen(name="fast"), lambda: find("fast"), lambda: using("fast").__enter__()):
         with pytest.raises(BackendError, match=r"^backend 'fast' does not exist; there are small, reference$"):
@@ -69,6 +75,7 @@ def test_the_table_always_ends_with_one_that_can(device, pattern):
     names = [backend.name for backend in real]
     assert len(set(names)) == len(names)
     assert all(backend.about for backend in real)
+    assert real[-1].values == ("float", "int8", "int4")
     reasons = [backend.why_not(torch.device(device), torch.float16, pattern, 8, 40, 1) for backend in real]
     assert reasons[-1] is None
     assert all(reason is None or (reason and "\n" not in reason) for reason in reasons)

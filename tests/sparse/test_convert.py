@@ -57,6 +57,22 @@ def test_a_pattern_that_is_asked_for_is_the_only_one():
     assert contents_of(pack(Model(), Pattern(1, 4))) == Contents({"inner.2": Pattern(1, 4)})
 
 
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_values_are_quantised_when_asked_for(values):
+    model, plain = Model().eval(), Model()
+    plain.load_state_dict(model.state_dict())
+    pack(model, values=values)
+    assert contents_of(model).values == dict.fromkeys(("two", "inner.0", "inner.2"), values)
+    apart = (model(IDS) - plain(IDS)).norm() / plain(IDS).norm()
+    assert 0 < apart < {"int8": 0.02, "int4": 0.3}[values]
+    numbers = unpack(model).state_dict()
+    pack(model, values=values)
+    again = unpack(model).state_dict()
+    assert all(same_bits(numbers[name], again[name]) for name in numbers)
+    with pytest.raises(PatternError, match=r"^values 'int2': expected one of int8, int4"):
+        pack(Model(), values="int2")
+
+
 def test_unpacking_gives_every_bit_back():
     model, packed = Model(), unpack(pack(Model()))
     again = Model()

@@ -10,7 +10,7 @@ import torch
 from oracles.packing import nm_matrix, same_bits
 from torch import nn
 
-from eggs_ptp.core.pack import pack
+from eggs_ptp.core.pack import pack, quantise, unpack
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import BackendError
 from eggs_ptp.sparse import backends
@@ -63,6 +63,71 @@ def test_it_computes_what_the_dense_layer_computes(ordered, bias, shape):
     y = module(x)
     assert y.shape == (*shape[:-1], 12)
     torch.testing.assert_close(y, dense(x, weight, offset))
+
+
+def quantised(kind, *, dtype=torch.float32, ordered=False):
+    """A quantised layer, and the dense weight and bias that it stands for."""
+    module, _, offset = layer(ordered=ordered, dtype=dtype)
+    packed = quantise(module.packed, kind)
+    return NMLinear(packed, offset), unpack(packed), offset
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_quantised_values_compute_what_their_dense_layer_computes(kind, ordered, backend):
+    module, weight, offset = quantised(kind, ordered=ordered)
+    x = torch.randn(2, 3, 16)
+    with using(backend):
+        torch.testing.assert_close(module(x), dense(x, weight, offset))
+    assert same_bits(module.dense().weight.detach(), weight)
+    assert f", 2:4, {kind}" in repr(module)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_layers_are_moved_copied_and_stored(kind):
+    module, weight, _ = quantised(kind, ordered=True)
+    x, state = torch.randn(3, 16), module.state_dict()
+    assert sorted(state) == ["bias", "bits", "order", "scales", "values"]
+    before = module(x)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    room = NMLinear.empty(nn.Linear(16, 12), PATTERN, ordered=True, values=kind)
+    room.load_state_dict(state)
+    for other in (copy.deepcopy(module), torch.load(file, weights_only=False), room):
+        assert torch.equal(other(x), before)
+    kinds = module.values.dtype, module.bits.dtype
+    module.to(torch.bfloat16)
+    assert (module.values.dtype, module.bits.dtype) == kinds
+    assert module.scales.dtype == module.packed.dtype == torch.bfloat16
+    torch.testing.assert_close(module.dense().weight.float(), weight, rtol=0.01, atol=0.01)
+    assert module(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(BackendError, match=r"type torch\.bfloat16, got \(3, 16\), torch\.float32"):
+        module(x)
+    room.scales.fill_(-1)
+    with pytest.raises(RuntimeError, match="0: scales must be finite and not negative"):
+        nn.Sequential(NMLinear(module.packed)).load_state_dict(
+            {f"0.{k}": v for k, v in room.state_dict().items() if k != "bias"}
+        )
+
+
+def test_changed_scales_are_prepared_anew():
+    module, _, offset = quantised("int8")
+    x = torch.randn(2, 16)
+    before = module(x)
+    module.scales.mul_(2)
+    torch.testing.assert_close(module(x) - offset, 2 * (before - offset))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_layers_compile_without_a_graph_break(kind):
+    module, weight, offset = quantised(kind)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(compiled(x), dense(x, weight, offset))
+    arguments = (x, module.values, module.bits, None, module.bias, 2, 4, "", module.scales)
+    torch.library.opcheck(torch.ops.eggs_ptp.nm_linear.default, arguments)
 
 
 @pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (0, 0, 16)])

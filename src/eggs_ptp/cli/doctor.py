@@ -20,6 +20,7 @@ _PACKAGES = (
     "rich",
     "psutil",
     "numba",
+    "triton",
     "datasets",
     "pyarrow",
 )
@@ -104,15 +105,24 @@ def _cuda() -> list[tuple[str, bool, str]]:
 
 
 def _backends() -> list[tuple[str, bool, str]]:
+    from eggs_ptp.sparse.backends import table
+
+    rows = []
+    for backend in table():
+        reasons = [backend.why_not(*product) for product in _products()]
+        told = [reason for reason in reasons if reason and not reason.startswith("device ")] or reasons
+        rows.append((f"packed: {backend.name}", None in reasons, backend.about if None in reasons else told[-1] or ""))
+    return rows
+
+
+def _products() -> list[Any]:
+    """Through a 2:4 matrix one token and a long prompt, on either device."""
     import torch
 
     from eggs_ptp.core.pattern import Pattern
-    from eggs_ptp.sparse.backends import table
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    product = (device, torch.float32, Pattern(2, 4), 4096, 4096, 1)  # one token through a 2:4 matrix
-    asked = [(backend, backend.why_not(*product)) for backend in table()]
-    return [(f"packed: {backend.name}", reason is None, reason or backend.about) for backend, reason in asked]
+    devices = [torch.device(name) for name in ("cuda", "cpu")]
+    return [(device, torch.bfloat16, Pattern(2, 4), 4096, 4096, batch) for device in devices for batch in (1, 4096)]
 
 
 def _hub() -> tuple[str, bool, str]:
