@@ -86,7 +86,9 @@ def test_the_main_job_on_the_built_in_model(eggs, tmp_path):
     out = tmp_path / "out"
     assert eggs("prune", "demo", "-o", out, "--nsamples", 4, "--seqlen", 64).code == 0
     assert eggs("verify", out, "--against", "demo").code == 0
-    dense, pruned = (eggs("evaluate", model, "--max-windows", 3, "--json").json["value"] for model in ("demo", out))
+    dense, pruned = (
+        eggs("evaluate", model, "--max-windows", 3, "--json").json["perplexity"]["value"] for model in ("demo", out)
+    )
     assert dense < pruned
     assert eggs("generate", out, "--prompt", demo.PROMPT, "--tokens", 5).out.startswith(demo.PROMPT.strip())
 

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 
@@ -9,10 +10,11 @@ from eggs_ptp.errors import CalibrationError
 def test_packed_text(eggs, tiny, text_file):
     ran = eggs("evaluate", tiny(), "--text", text_file, "--seqlen", 64, "--max-windows", 5)
     assert ran.code == 0
-    first, second = ran.out.splitlines()
-    assert first.startswith("perplexity ")
-    assert "(standard error)" in first
-    assert second.startswith("packed: 5 windows of 64 tokens, packed without overlap; 315 tokens predicted in ")
+    assert "perplexity" in ran.out
+    assert "± SE" in ran.out
+    assert f"{text_file}: packed: 5 windows of 64 tokens, without overlap; 315 of " in ran.out
+    strided = eggs("evaluate", tiny(), "--text", text_file, "--seqlen", 64, "--max-windows", 5, "--stride", 16)
+    assert "5 windows of 64 tokens, at a stride of 16; 127 of " in strided.out
 
 
 def test_json_lines_are_documents(eggs, tiny, tmp_path):
@@ -20,10 +22,11 @@ def test_json_lines_are_documents(eggs, tiny, tmp_path):
     rows = ["x" * 300, "yes", "no"]
     text.write_text("".join(json.dumps({"story": row}) + "\n" for row in rows))
     ran = eggs("evaluate", tiny(), "--text", text, "--text-field", "story")
-    assert "documents: 3 documents on their own, 1 cut at 128 tokens; 134 tokens predicted" in ran.out
+    assert "documents: 3 on their own, 1 cut at 128 tokens; 134 of 311 tokens predicted" in ran.out
     found = eggs("evaluate", tiny(), "--text", text, "--text-field", "story", "--protocol", "packed", "--json").json
-    assert (found["protocol"], found["windows"], found["text"]) == ("packed", 2, str(text))
-    assert found["value"] == pytest.approx(math.exp(found["nll"]))
+    one = found["perplexity"]
+    assert (one["protocol"], one["windows"], found["text"]) == ("packed", 2, str(text))
+    assert one["value"] == pytest.approx(math.exp(one["nll"]))
 
 
 def test_refuses_a_text_shorter_than_a_window(eggs, tiny, tmp_path):
@@ -33,10 +36,78 @@ def test_refuses_a_text_shorter_than_a_window(eggs, tiny, tmp_path):
 
 
 def test_the_default_text_needs_the_hub(eggs, tiny, monkeypatch):
-    from eggs_ptp import api
+    from eggs_ptp.evaluation import text
 
     def unreachable(name, **options):
         raise CalibrationError(f"{name} cannot be reached")
 
-    monkeypatch.setattr(api, "hub_documents", unreachable)
+    monkeypatch.setattr(text, "hub_documents", unreachable)
     assert "wikitext" in eggs("evaluate", tiny()).error
+    assert "allenai/c4" in eggs("evaluate", tiny(), "--text", "c4").error
+
+
+def test_against_another_model(eggs, tiny, text_file, tmp_path):
+    record = tmp_path / "out.json"
+    how = ("--text", text_file, "--seqlen", 64, "--max-windows", 5)
+    ran = eggs("evaluate", tiny(), "--against", tiny(seed=1), *how, "--record", record)
+    assert ran.code == 0
+    for words in ("difference", "95 % interval", "KL, nats", "top-1 agreement", "|h' - h| / |h| behind block 1"):
+        assert words in ran.out
+    kept = json.loads(record.read_text())
+    printed = eggs("evaluate", tiny(), "--against", tiny(seed=1), *how, "--json").json
+    timed = ("seconds", "perplexity", "reference")
+    assert {key: kept[key] for key in kept if key not in timed} == {
+        key: printed[key] for key in kept if key not in timed
+    }
+    assert f"{kept['paired']['perplexity_ratio']['low']:.4f} to " in ran.out
+    assert f"{kept['fidelity']['kl']['value']:.5f}" in ran.out
+    paired = eggs("evaluate", tiny(seed=1), "--against", record, *how)
+    assert "x 1.0000" not in paired.out
+    assert "KL, nats" not in paired.out
+    assert "expected perplexity on the same" in eggs("evaluate", tiny(), *how[:-1], 4, "--against", record).error
+
+
+def test_a_model_does_not_differ_from_itself(eggs, tiny, text_file):
+    ran = eggs("evaluate", tiny(), "--against", tiny(), "--text", text_file, "--seqlen", 64, "--max-windows", 5)
+    assert "no pair differs" in ran.out
+
+
+@pytest.fixture
+def questions(tmp_path):
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    rows = [
+        {"query": f"Question: what is {i * i}?", "choices": list(letters[i : i + 3]), "gold": i % 3} for i in range(20)
+    ]
+    (folder / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_tasks_alone_need_no_text(eggs, tiny, questions):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra eval)")
+    how = ("--tasks", "arc_easy_local", "--data", questions)
+    ran = eggs("evaluate", tiny(), *how, "--limit", 9)
+    assert ran.code == 0, ran
+    assert "perplexity" not in ran.out
+    assert "arc_easy_local acc_norm" in ran.out
+    assert "arc_easy_local 9 items" in ran.out
+    found = eggs("evaluate", tiny(), "--against", tiny(seed=1), *how, "--json").json
+    scores = found["tasks"]["arc_easy_local"]["metrics"]["acc"]["scores"]
+    other = found["reference"]["tasks"]["arc_easy_local"]["metrics"]["acc"]["scores"]
+    assert len(scores) == 20
+    assert scores != other
+    difference = found["paired"]["tasks"]["arc_easy_local"]["acc"]
+    assert difference["value"] == pytest.approx((sum(scores) - sum(other)) / 20)
+    assert difference["low"] < difference["value"] < difference["high"]
+    assert found["versions"]["lm_eval"]
+
+
+def test_says_what_tasks_miss(eggs, tiny, questions, monkeypatch):
+    how = ("evaluate", tiny(), "--tasks")
+    if "lm_eval" in sys.modules:
+        assert "put boolq.jsonl there" in eggs(*how, "boolq_local", "--data", questions).error
+        assert "pass --data FOLDER" in eggs(*how, "papers_local").error
+        assert "there is no local task sums_local" in eggs(*how, "sums_local").error
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install lm-eval" in eggs(*how, "boolq").error

@@ -9,7 +9,8 @@ import torch
 from golden import GOLDEN, needs_golden
 
 from eggs_ptp.errors import CalibrationError, NumericsError
-from eggs_ptp.evaluation.perplexity import perplexity, sequence_losses
+from eggs_ptp.evaluation.perplexity import perplexity, window_losses
+from eggs_ptp.evaluation.window import EvaluationWindows
 
 
 class Bigram(torch.nn.Module):
@@ -46,6 +47,12 @@ class Letters:
 @pytest.fixture
 def bigram():
     return Bigram(torch.randn(30, 30, generator=torch.Generator().manual_seed(1)), context=64)
+
+
+def windows_of(sequences):
+    """Every token but the first of each sequence is a target."""
+    scored = torch.tensor([len(sequence) - 1 for sequence in sequences])
+    return EvaluationWindows(sequences, scored, "documents", 64, None, sum(map(len, sequences)), 0)
 
 
 def oracle(table, ids):
@@ -129,8 +136,8 @@ def test_batching_changes_nothing_with_attention(tmp_path):
     )
     model = LlamaForCausalLM(config)
     sequences = [torch.randint(0, 30, (n,)) for n in (9, 30, 2, 17, 17, 5)]
-    alone = sequence_losses(model, sequences, batch_tokens=1)
-    together = sequence_losses(model, sequences, batch_tokens=4096)
+    alone = window_losses(model, windows_of(sequences), batch_tokens=1)
+    together = window_losses(model, windows_of(sequences), batch_tokens=4096)
     torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-6)
     assert model.training
 
@@ -138,7 +145,7 @@ def test_batching_changes_nothing_with_attention(tmp_path):
 def test_batches_hold_like_lengths_and_stay_in_their_budget(bigram):
     sequences = [torch.arange(n) for n in (9, 3, 8, 3, 4, 20)]
     done = []
-    sequence_losses(bigram, sequences, batch_tokens=16, progress=lambda now, of: done.append((now, of)))
+    window_losses(bigram, windows_of(sequences), batch_tokens=16, progress=lambda now, of: done.append((now, of)))
     assert bigram.shapes == [(3, 4), (1, 8), (1, 9), (1, 20)]
     assert done == [(3, 6), (4, 6), (5, 6), (6, 6)]
 

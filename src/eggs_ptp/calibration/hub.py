@@ -11,7 +11,10 @@ from eggs_ptp.calibration.tokens import Tokenizer
 from eggs_ptp.errors import CalibrationError
 
 C4: Final = "allenai/c4"
-_C4_SHARD: Final = "en/c4-train.00000-of-01024.json.gz"
+_C4_SHARDS: Final = {
+    "train": "en/c4-train.00000-of-01024.json.gz",
+    "validation": "en/c4-validation.00000-of-00008.json.gz",
+}
 FIRST: Final = 20_000
 """How many documents a stream is read for: some ten million tokens of C4."""
 
@@ -31,7 +34,7 @@ def hub_documents(
     tokenizer: Tokenizer | None = None,
     flag: str = "--calibration",
 ) -> Sequence[str]:
-    """One split of a data set, `owner/name` or `owner/name:config`; of C4 the first English shard.
+    """One split of a data set, `owner/name` or `owner/name:config`; of C4 the first English shard of the split.
 
     `whole` downloads it and reads a document when it is asked for; else the first 20,000 documents are streamed.
     `flag` is the option that takes a file instead, for messages.
@@ -47,7 +50,7 @@ def hub_documents(
             f"the text {name} is on the hub and needs the package 'datasets'; pip install datasets, or {remedy}"
         ) from None
     owner_and_name, _, config = name.partition(":")
-    files = {"data_files": {"train": _C4_SHARD}} if name == C4 else {}
+    files = {"data_files": {split: _C4_SHARDS[split]}} if name == C4 else {}
     try:
         if not (whole and _is_cached(owner_and_name)):
             _check_reachable(owner_and_name)

@@ -1,0 +1,71 @@
+import math
+import statistics
+
+import pytest
+from scipy import stats
+
+from eggs_ptp.errors import CalibrationError
+from eggs_ptp.evaluation.estimate import difference, estimate
+
+
+def test_windows_that_count_alike_have_the_error_of_a_mean():
+    values = [1.5, 2.0, 4.5, 3.0]
+    got = estimate([7 * value for value in values], [7] * 4)
+    assert got.value == pytest.approx(2.75)
+    assert got.standard_error == pytest.approx(statistics.stdev(values) / 2)
+
+
+def test_unlike_windows_weigh_by_what_they_count():
+    sums, counts = [10.0, 1.0, 7.0], [4, 1, 2]
+    ratio = 18 / 7
+    spread = sum((s - ratio * c) ** 2 for s, c in zip(sums, counts, strict=True)) * 3 / 2
+    got = estimate(sums, counts)
+    assert (got.value, got.standard_error) == (pytest.approx(ratio), pytest.approx(math.sqrt(spread) / 7))
+
+
+def test_one_window_has_no_error():
+    assert estimate([3.0], [2]).to_dict() == {"value": 1.5, "standard_error": None}
+    got = difference([3.0], [1.0], [2])
+    assert (got.value, got.low, got.high, got.exp().high) == (1.0, None, None, None)
+
+
+def test_a_difference_is_the_paired_t_test():
+    first, second = [1.0, 4.0, 3.5, 2.0, 9.0], [0.5, 4.5, 1.0, 1.5, 6.0]
+    got = difference(first, second, [1] * 5)
+    expected = stats.ttest_rel(first, second)
+    interval = expected.confidence_interval(0.95)
+    assert got.value == pytest.approx(1.2)
+    assert (got.low, got.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert got.value / got.standard_error == pytest.approx(expected.statistic)
+    assert got.pairs == 5
+
+
+def test_pairs_that_move_together_differ_surely():
+    first = [float(i) for i in range(10)]
+    got = difference([value + 0.1 for value in first], first, [1] * 10)
+    assert (got.low, got.high) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert got.standard_error < 1e-12 < estimate(first, [1] * 10).standard_error
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2000, 12, generator=generator, dtype=torch.float64) + 0.3
+    covered = sum(
+        got.low <= 0.3 <= got.high for got in (difference(row, [0.0] * 12, [1] * 12) for row in noise.tolist())
+    )
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_a_ratio_is_the_exponential_of_a_difference():
+    got = difference([1.0, 2.0, 4.0], [0.5, 1.0, 2.0], [1, 1, 1])
+    ratio = got.exp()
+    assert ratio.value == pytest.approx(math.exp(got.value))
+    assert (ratio.low, ratio.high) == (pytest.approx(math.exp(got.low)), pytest.approx(math.exp(got.high)))
+
+
+@pytest.mark.parametrize(("first", "second"), [([1.0], [1.0, 2.0]), ([], [])])
+def test_refuses_what_does_not_pair(first, second):
+    with pytest.raises(CalibrationError, match="cannot be paired"):
+        difference(first, second, [1] * len(first))
