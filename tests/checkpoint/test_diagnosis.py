@@ -9,11 +9,15 @@ from oracles.graph import singular_values
 from safetensors.torch import load_file, save_file
 
 from eggs_ptp import api
-from eggs_ptp.checkpoint.diagnosis import diagnose_folder
+from eggs_ptp.calibration.windows import Windows
+from eggs_ptp.checkpoint.calibrated import Text
+from eggs_ptp.checkpoint.diagnosis import Ask, diagnose_folder
 from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
+from eggs_ptp.checkpoint.meaning import MEANING, explained
 from eggs_ptp.checkpoint.packed import export
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
+from eggs_ptp.models.load import load_model
 
 UP = "model.layers.1.mlp.up_proj"
 
@@ -201,3 +205,153 @@ def test_bad_input_is_named(copy, tiny, edit, kind, said):
     edit(copy)
     with pytest.raises(kind, match=said):
         diagnose_folder(copy, tiny())
+
+
+def text_of(folder, windows=3, length=24):
+    tokens = torch.randint(0, 250, (windows, length), generator=torch.Generator().manual_seed(0))
+    drawn = Windows(tokens, "tokens", "given", 0, tokens.numel())
+    return Text(drawn, torch.device("cpu"), torch.float32), tokens
+
+
+@pytest.fixture(scope="module")
+def looked_at(made, tiny):
+    """Everything there is to see, and the inputs of `UP` in the pruned model."""
+    text, tokens = text_of(made)
+    found = diagnose_folder(made, tiny(), ask=Ask(spectra=True, reach=True, bounds=True, flow=True, text=text))
+    model, seen = load_model(made, dtype=torch.float32), []
+    model.get_submodule(UP).register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, 1)))
+    with torch.inference_mode():
+        model(tokens)
+    return found, seen[0].double()
+
+
+def test_what_text_shows_is_what_the_pruned_model_reads(looked_at, made, tiny):
+    found, x = looked_at
+    weight = load_file(made / "model.safetensors")[f"{UP}.weight"].double()
+    order = Shards.of_file(made / ORDERS).read("residual").long()
+    rows = Shards.of_file(made / ORDERS).read("model.layers.1.mlp").long()
+    dense = load_file(tiny() / "model.safetensors")[f"{UP}.weight"].double()[rows][:, order]
+    one, norm = of(found, UP), x.square().mean(0).sqrt()
+    whole = (x @ dense.T).square().sum()
+    expected = {
+        "dead_activation": 0.0,
+        "output_error": (x @ (dense - weight).T).square().sum() / whole,
+        "mask_error": (x @ (dense * (weight == 0)).T).square().sum() / whole,
+        "retained_wanda": (dense.abs() * norm * (weight != 0)).sum() / (dense.abs() * norm).sum(),
+    }
+    for name, value in expected.items():
+        assert one.calibrated[name] == pytest.approx(float(value), rel=1e-4), name
+    for which, matrix in (("dense", dense), ("pruned", weight)):
+        assert one.weighted[which] == pytest.approx(torch.linalg.svdvals(matrix * norm)[:8].tolist(), rel=1e-4)
+    assert found.calibration["nsamples"] == 3
+
+
+def test_bounds_lie_below_whatever_is_found(looked_at):
+    found, _ = looked_at
+    for one in found.matrices:
+        bounds, seen = one.bounds, one.calibrated
+        assert 0 < bounds["least_unchanged"] < bounds["best_unchanged"] <= seen["mask_error"] * (1 + 1e-6)
+        assert 0 <= bounds["least_updated"] < bounds["best_updated"] < bounds["best_unchanged"]
+        assert bounds["best_updated"] <= seen["output_error"]
+        assert bounds["least_updated"] <= bounds["least_unchanged"]
+    assert found.whole["mean_bounds"]["least_unchanged"] < found.whole["mean_calibrated"]["mask_error"]
+
+
+def test_bounds_are_of_the_order_in_which_the_mask_has_its_pattern(tiny, tmp_path, text_file):
+    """Gathered: the weights stand in the source's order, in which the mask does not have its pattern."""
+    settings = {
+        "method": "ria_cp",
+        "calibration": str(text_file),
+        "nsamples": 4,
+        "seqlen": 32,
+        "include": ["*.1.mlp.*"],
+    }
+    api.prune(str(tiny()), tmp_path / "gathered", orders="gather", **settings)
+    one = of(diagnose_folder(tmp_path / "gathered", tiny(), ask=Ask(bounds=True, text=text_of(None)[0])), UP)
+    assert one.bounds["least_unchanged"] < one.bounds["best_unchanged"] <= one.calibrated["mask_error"] * (1 + 1e-6)
+    (tmp_path / "gathered" / ORDERS).unlink()
+    with pytest.raises(ModelError, match="missing"):
+        diagnose_folder(tmp_path / "gathered", tiny(), ask=Ask(bounds=True, text=text_of(None)[0]))
+
+
+@pytest.fixture(scope="module")
+def unpruned(tiny):
+    return diagnose_folder(tiny(), tiny(), ask=Ask(flow=True, text=text_of(None)[0]))
+
+
+def test_both_models_flow_alike_where_nothing_was_pruned(unpruned):
+    for dense, pruned in unpruned.flow:
+        assert pruned.gain.singular_values == pytest.approx(dense.gain.singular_values, rel=1e-3)
+        assert pruned.gradient_ratio == dense.gradient_ratio > 0
+    assert {one.calibrated["output_error"] for one in unpruned.matrices} == {0.0}
+    assert {one.bounds is None for one in unpruned.matrices} == {True}  # of no pattern
+
+
+def test_folded_orders_do_not_change_what_the_dense_model_does(looked_at, unpruned):
+    found, _ = looked_at
+    for (dense, pruned), (other, _) in zip(found.flow, unpruned.flow, strict=True):
+        assert dense.gain.singular_values == pytest.approx(other.gain.singular_values, rel=5e-3)
+        assert dense.gradient_in == pytest.approx(other.gradient_in, rel=1e-4)
+        assert pruned.gradient_in != pytest.approx(dense.gradient_in, rel=1e-3)
+
+
+def test_reach_is_that_of_the_connections_one_after_the_other(copy):
+    for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        draw = torch.Generator().manual_seed(len(name))
+        for block in (0, 1):
+            thin = lambda weight, draw=draw: weight * (torch.rand(weight.shape, generator=draw) < 0.1)  # noqa: E731
+            change(copy, f"model.layers.{block}.{name}", thin)
+    masks = {name: tensor != 0 for name, tensor in load_file(copy / "model.safetensors").items()}
+    paths, residual = torch.eye(32), torch.eye(32)
+    for reach in diagnose_folder(copy, ask=Ask(reach=True)).reach:
+        at = f"model.layers.{reach.block}."
+        values = masks[f"{at}self_attn.v_proj.weight"].view(2, 8, 32).repeat_interleave(2, 0).flatten(0, 1)
+        inner = masks[f"{at}mlp.gate_proj.weight"] | masks[f"{at}mlp.up_proj.weight"]
+        attention = masks[f"{at}self_attn.o_proj.weight"].float() @ values.float()
+        mlp = masks[f"{at}mlp.down_proj.weight"].float() @ inner.float()
+        assert reach.inside == pytest.approx(
+            {"heads": float((attention > 0).float().mean()), "mlp": float((mlp > 0).float().mean())}
+        )
+        paths = ((mlp @ attention @ paths) > 0).float()
+        residual = ((mlp + torch.eye(32)) @ (attention + torch.eye(32)) @ residual > 0).float()
+        assert reach.chained == pytest.approx(float(paths.mean()))
+        assert reach.with_residual == pytest.approx(float(residual.mean()))
+        assert 0 < reach.chained < reach.with_residual < 1
+
+
+def keys(value, path=""):
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from keys(
+                below,
+                path if path == "blocks.flow" and key in ("dense", "pruned") else f"{path}.{key}" if path else key,
+            )
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for one in value:
+            yield from keys(one, path)
+    elif value is not None:
+        yield path
+
+
+def test_every_number_says_what_it_means(looked_at, made):
+    found = looked_at[0].to_dict()
+    meaning = found.pop("meaning")
+    assert {key for key in keys(found) if not explained(key)} == set()
+    assert not explained("matrices.something")
+    assert meaning.keys() == MEANING.keys()  # everything was asked for
+    assert {"matrices.bounds.least_updated", "blocks.flow.rms"}.isdisjoint(diagnose_folder(made).to_dict()["meaning"])
+
+
+def test_text_needs_a_model_to_compare_with(made, tiny):
+    for ask in (Ask(text=text_of(None)[0]), Ask(bounds=True), Ask(flow=True)):
+        with pytest.raises(CheckpointError, match="pass both --against and --calibration"):
+            diagnose_folder(made, ask=ask)
+    with pytest.raises(CheckpointError, match="pass both --against and --calibration"):
+        diagnose_folder(made, tiny(), ask=Ask(bounds=True))
+
+
+def test_progress_counts_what_was_asked_for(made, tiny):
+    told = []
+    ask = Ask(reach=True, text=text_of(None)[0])
+    diagnose_folder(made, tiny(), ask=ask, progress=lambda done, total: told.append((done, total)))
+    assert told == [(done, 14 + 14 + 2) for done in range(1, 31)]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from eggs_ptp.cli import diagnose
+from eggs_ptp.cli import diagnosis_text
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_a_table_its_meaning_and_the_model_as_a_whole(eggs, made):
     assert "5 ok" in words
     assert "out: 14 matrices, 0.5000 of 18432 weights non-zero dead: 0 of " in words
     assert "Lemma 1's floor: 14 of 14 held output error: mean 0." in words
-    assert [f"\n{name}: " in ran.out for name, _ in diagnose._NOTES] == [True] * 6
+    assert [f"\n{name}: " in ran.out for name, _ in diagnosis_text._NOTES] == [True] * 6
     assert "sigma2" not in ran.out
     assert "retained" not in ran.out
 
@@ -29,7 +29,7 @@ def test_a_table_its_meaning_and_the_model_as_a_whole(eggs, made):
 def test_spectra_and_what_was_retained(eggs, made, tiny):
     ran = eggs("diagnose", made, "--spectra", "--against", tiny())
     assert (ran.code, ran.err) == (0, "")
-    notes = (*diagnose._NOTES_SPECTRA, *diagnose._NOTES_AGAINST)
+    notes = (*diagnosis_text._NOTES_SPECTRA, *diagnosis_text._NOTES_AGAINST)
     assert [f"\n{name}: " in ran.out for name, _ in notes] == [True] * 7
     last = ran.out.splitlines()[-2:]
     assert last[0].startswith("retained: 0.")
@@ -74,3 +74,34 @@ def test_bad_input_is_one_line(eggs, made, tmp_path):
     assert "config.json" in eggs("diagnose", tmp_path).error
     (tmp_path / "file").write_text("x")
     assert "file" in eggs("diagnose", tmp_path / "file").error
+
+
+def test_what_text_shows(eggs, made, tiny, text_file):
+    ran = eggs(
+        "diagnose", made, "--against", tiny(), "--calibration", text_file, "--nsamples", "2", "--seqlen", "24",
+        "--spectra", "--reach", "--bounds", "--flow",
+    )  # fmt: skip
+    assert (ran.code, ran.err) == (0, "")
+    notes = (diagnosis_text._NOTES_CALIBRATED, diagnosis_text._NOTES_BOUNDS, diagnosis_text._NOTES_REACH)
+    every = [name for each in (*notes, diagnosis_text._NOTES_FLOW) for name, _ in each]
+    assert [name for name in every if f"\n{name}: " not in ran.out] == []
+    words = " ".join(ran.out.split())
+    assert "on 2 windows of 24 tokens: mean error 0." in words
+    assert "kept weights as they are, no masks lose less than 0." in words
+    assert "gradient, before the first block / behind the last: dense" in words
+
+
+def test_text_as_json(eggs, made, tiny, text_file):
+    ran = eggs(
+        "diagnose", made, "--against", tiny(), "--calibration", text_file, "--nsamples", "2", "--seqlen", "24", "--json"
+    )
+    assert ran.json["calibration"]["nsamples"] == 2
+    assert 0 < ran.json["whole"]["mean_calibrated"]["output_error"] < 1
+    assert {key.split(".")[0] for key in ran.json["meaning"]} >= {"whole", "matrices", "calibration"}
+    assert ran.json["blocks"] == []
+
+
+def test_text_without_a_model_to_compare_with_is_refused(eggs, made, tiny, text_file):
+    assert "pass it as --against" in eggs("diagnose", made, "--calibration", text_file).error
+    assert "both --against and --calibration" in eggs("diagnose", made, "--against", tiny(), "--bounds").error
+    assert "no file" in eggs("diagnose", made, "--against", tiny(), "--calibration", "nothing.txt").error

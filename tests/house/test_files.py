@@ -24,7 +24,7 @@ def published() -> Iterator[tuple[Path, str]]:
     for place in (*PUBLISHED, "pyproject.toml", "constraints.txt"):
         top = ROOT / place
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file() and path.suffix != ".safetensors" and "__pycache__" not in path.parts:
+            if path.is_file() and path.suffix not in (".safetensors", ".png") and "__pycache__" not in path.parts:
                 yield path, path.read_text(encoding="utf-8")
 
 

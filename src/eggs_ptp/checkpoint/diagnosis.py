@@ -1,39 +1,27 @@
 """Diagnosis: the connectivity of a folder's matrices, read one at a time; docs/diagnose.md says what it can tell."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
+from eggs_ptp.checkpoint.calibrated import Text, activation_figures, flows
+from eggs_ptp.checkpoint.draft import MANIFEST
+from eggs_ptp.checkpoint.meaning import meaning_of
+from eggs_ptp.checkpoint.passage import Reach, reach_of
+from eggs_ptp.checkpoint.source import Source, retained
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.checkpoint.verify import read_manifest
+from eggs_ptp.checkpoint.whole import whole_of
 from eggs_ptp.core.pattern import Pattern, parse_pattern
+from eggs_ptp.engine.flow import BlockFlow
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.errors import CheckpointError, MethodError
+from eggs_ptp.errors import CheckpointError
 from eggs_ptp.graph.connections import BITS, connections
 from eggs_ptp.graph.degrees import degrees, gini, percentiles
 from eggs_ptp.graph.neighbours import expands_to
 from eggs_ptp.graph.spectrum import spectrum
-from eggs_ptp.models.fold import Fold
-from eggs_ptp.models.folder import read_config
-from eggs_ptp.models.load import load_heads
-from eggs_ptp.models.table import family_for
-
-_ELEMENTS = 1 << 16  # weights in float64 at a time: they stay in the cache
-
-
-class Retained(NamedTuple):
-    """What of the dense matrix W the mask m keeps, as shares, and what they are shares of."""
-
-    magnitude: float  # sum |W| m / sum |W|
-    energy: float  # sum W^2 m / sum W^2
-    dead_energy: float  # sum of W^2 over dead inputs / sum W^2
-    dense_magnitude: float
-    dense_energy: float
+from eggs_ptp.models.load import load_family, load_skeleton
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,9 @@ class MatrixDiagnosis:
     output_error: float | None  # as recorded
     retained: dict[str, float] | None
     spectrum: dict[str, float | None] | None
+    calibrated: dict[str, float] | None = None  # from here on as `checkpoint.calibrated` has them
+    weighted: dict[str, list[float]] | None = None
+    bounds: dict[str, float] | None = None
 
     @property
     def density(self) -> float:
@@ -64,40 +55,55 @@ class MatrixDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All matrices of a folder."""
+    """All matrices of a folder, and its blocks as far as they were asked for."""
 
     folder: str
     against: str | None
     matrices: tuple[MatrixDiagnosis, ...]
+    reach: tuple[Reach, ...] = ()
+    flow: tuple[tuple[BlockFlow, BlockFlow], ...] = ()  # dense and pruned, block by block
+    calibration: dict[str, Any] | None = None
 
     @property
     def whole(self) -> dict[str, Any]:
         """The model as a whole: sums over its matrices, and its worst places by name."""
-        each = self.matrices
-        errors = {one.name: one.output_error for one in each if one.output_error is not None}
-        kept = [one.retained for one in each if one.retained is not None]
-        size = sum(one.outputs * one.inputs for one in each)
-        return {
-            "matrices": len(each),
-            "weights": size,
-            "density": sum(one.connections for one in each) / size,
-            "inputs": sum(one.inputs for one in each),
-            "dead_inputs": sum(one.dead_inputs for one in each),
-            "dead_outputs": sum(one.dead_outputs for one in each),
-            "least_input_degree": _extreme({one.name: one.input_degrees["min"] for one in each}, min),
-            "highest_gini": _extreme({one.name: one.input_degrees["gini"] for one in each}, max),
-            "floors": sum(one.floor is not None for one in each),
-            "floors_broken": [one.name for one in each if one.floor_held is False],
-            "mean_output_error": sum(errors.values()) / len(errors) if errors else None,
-            "highest_output_error": _extreme(errors, max),
-            "retained": {part: _share(kept, part) for part in ("magnitude", "energy", "dead_energy")} if kept else None,
-            "highest_sigma2": _extreme({one.name: one.spectrum["sigma2"] for one in each if one.spectrum}, max),
-        }
+        return whole_of(self)
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """Block by block, `reach` and the `flow` of both models, where they were asked for."""
+        found: list[dict[str, Any]] = [{"block": index} for index in range(max(len(self.reach), len(self.flow)))]
+        for block, reach in zip(found, self.reach, strict=False):
+            block["reach"] = {key: value for key, value in reach._asdict().items() if key != "block"}
+        for block, pair in zip(found, self.flow, strict=False):
+            block["flow"] = {
+                which: {**each.gain._asdict(), "gradient_in": each.gradient_in, "gradient_ratio": each.gradient_ratio}
+                for which, each in zip(("dense", "pruned"), pair, strict=True)
+            }
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        matrices = [{**asdict(one), "density": one.density} for one in self.matrices]
-        return {"folder": self.folder, "against": self.against, "whole": self.whole, "matrices": matrices}
+        """Plain data, with the meaning of its keys."""
+        found = {
+            "folder": self.folder,
+            "against": self.against,
+            "calibration": self.calibration,
+            "whole": self.whole,
+            "blocks": self.blocks,
+            "matrices": [{**asdict(one), "density": one.density} for one in self.matrices],
+        }
+        return {**found, "meaning": meaning_of(found)}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to look at beside the degrees. `bounds` and `flow` need `text`, and `text` a model to compare with."""
+
+    spectra: bool = False
+    reach: bool = False
+    bounds: bool = False
+    flow: bool = False
+    text: Text | None = None
 
 
 def diagnose_folder(
@@ -105,69 +111,82 @@ def diagnose_folder(
     against: Path | None = None,
     *,
     spectra: bool = False,
+    ask: Ask | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Look at every pruned matrix of a folder, dense with zeros or packed, one at a time.
 
     Matrices, patterns, B and output errors come from `eggs.json`; a folder without one is taken for one whose block
     linears are all pruned. `against` is the model it was made from, for what was retained; folded orders are applied
-    to it first. `progress` is told how many of all matrices are finished.
+    to it first. `ask` is for what takes longer, `spectra` short for one that asks for spectra alone. `progress` is told
+    how many of all matrices (and blocks, where these are looked at too) are finished.
 
     Raises:
-        CheckpointError: a broken record, or `against` is not what the folder was made from.
+        CheckpointError: a broken record, `against` is not what the folder was made from, or is missing.
         ModelError: one of the two is no model folder.
-        NumericsError: a matrix holds NaN or infinity, or a spectrum was not found.
+        NumericsError: a matrix or an activation holds NaN or infinity, or singular values were not found.
     """
+    wanted = ask or Ask(spectra=spectra)
+    if (wanted.text is not None or wanted.bounds or wanted.flow) and (against is None or wanted.text is None):
+        raise CheckpointError(
+            f"{folder}: what text shows (--calibration, --bounds, --flow) is a comparison with the dense model; pass "
+            "both --against and --calibration"
+        )
     shards = open_shards(folder)
     recorded = list(_recorded(folder, shards))
     if not recorded:
         raise CheckpointError(f"{folder}: no matrix is recorded or recognised as pruned, so there is nothing to see")
-    source = _Source(folder, against) if against else None
+    ties = dict(load_skeleton(against).ties) if against and wanted.text else None
+    source = Source(folder, against, ties) if against else None
+    blocks = _block_names(folder, shards) if wanted.reach or wanted.flow else []
+    steps = len(recorded) * (1 + (wanted.text is not None)) + len(blocks) * (wanted.reach + 4 * wanted.flow)
+    count = _Count(steps, progress)
     found = []
     for matrix in recorded:
-        found.append(_diagnose(folder, shards, matrix, source, spectra))
-        if progress:
-            progress(len(found), len(recorded))
-    return Diagnosis(str(folder), str(against) if against else None, tuple(found))
+        found.append(_diagnose(folder, shards, matrix, source, wanted.spectra))
+        count.one_more()
+    made = Diagnosis(str(folder), None if against is None else str(against), tuple(found))
+    if wanted.reach:
+        reached = reach_of(shards, *load_family(folder), blocks, count.one_more)
+        made = replace(made, reach=tuple(reached))
+    if source is not None and (text := wanted.text) is not None:
+        shards = open_shards(folder, ties)
+        figures = activation_figures(
+            folder, shards, source, text, recorded, spectra=wanted.spectra, bounds=wanted.bounds, told=count.one_more
+        )
+        matrices = tuple(replace(one, **figures[one.name]) for one in made.matrices)
+        made = replace(made, matrices=matrices, calibration=text.windows.to_dict())
+        if wanted.flow:
+            dense, pruned = flows(shards, source, text, count.one_more)
+            made = replace(made, flow=tuple(zip(dense, pruned, strict=True)))
+    return made
 
 
-class _Source:
-    """The dense model, in the orders that the folder's weights stand in."""
+class _Count:
+    """Tells whoever wants to know how much is finished."""
 
-    def __init__(self, folder: Path, against: Path) -> None:
-        self.shards, self.fold = open_shards(against), None
-        if not (folder / MANIFEST).exists() or read_manifest(folder).get("orders") != "fold":
-            return
-        if not (folder / ORDERS).exists():
-            raise CheckpointError(f"{folder}: its orders were folded into the weights, but {ORDERS} is missing")
-        orders = Shards.of_file(folder / ORDERS)
-        family = family_for(str(read_config(folder, packed=True)["model_type"]), str(folder))
-        try:
-            self.fold = Fold(family, load_heads(folder), {name: orders.read(name) for name in orders.names})
-        except MethodError as error:
-            raise CheckpointError(f"{folder}: {ORDERS}: {error}") from error
+    def __init__(self, steps: int, progress: Callable[[int, int], None] | None) -> None:
+        self._done, self._steps, self._progress = 0, steps, progress
 
-    def retained(self, matrix: dict[str, Any], weight: Tensor, mask: Tensor) -> Retained:
-        name = f"{matrix['name']}.weight"
-        dense = self.shards.read_sound(name)
-        where = self.shards.folder
-        if dense.shape != weight.shape:
-            raise CheckpointError(f"{where}: {name} is {tuple(dense.shape)}, expected {tuple(weight.shape)}")
-        if self.fold is not None:
-            for order, size in zip(self.fold.axes(name), dense.shape, strict=False):
-                if order is not None and len(order) != size:
-                    raise CheckpointError(f"{ORDERS}: an order of {name} has {len(order)} channels, expected {size}")
-            dense = self.fold.apply(name, dense)
-        if not matrix.get("updated", True) and not bool(((dense == weight) | ~mask).all()):
-            raise CheckpointError(f"{where}: {name} has other weights than were kept; pass what the folder was made of")
-        return _retained(dense, mask)
+    def one_more(self) -> None:
+        self._done += 1
+        if self._progress:
+            self._progress(self._done, self._steps)
+
+
+def _block_names(folder: Path, shards: Shards) -> list[str]:
+    """The names of all blocks, in the order they run."""
+    prefix = f"{load_family(folder)[0].blocks}."
+    numbers = {int(name.removeprefix(prefix).split(".")[0]) for name in shards.names if name.startswith(prefix)}
+    return [f"{prefix}{number}" for number in sorted(numbers)]
 
 
 def _diagnose(
-    folder: Path, shards: Shards, matrix: dict[str, Any], source: _Source | None, spectra: bool
+    folder: Path, shards: Shards, matrix: dict[str, Any], source: Source | None, spectra: bool
 ) -> MatrixDiagnosis:
     name = str(matrix["name"])
     weight = shards.read(f"{name}.weight")
+    weight = weight.T.contiguous() if matrix.get("transposed") else weight
     if weight.ndim != 2 or not weight.numel() or weight.dtype not in BITS:
         raise CheckpointError(
             f"{folder}: {name}.weight is {weight.dtype} of shape {tuple(weight.shape)}, expected a float matrix"
@@ -197,7 +216,7 @@ def _diagnose(
         floor_held=None if floor is None else low >= floor,
         expands_to=expands_to(found),
         output_error=matrix.get("output_error"),
-        retained=source.retained(matrix, weight, mask)._asdict() if source else None,
+        retained=retained(source.matrix(matrix, weight, mask), mask)._asdict() if source else None,
         spectrum=seen._asdict() if seen else None,
     )  # fmt: skip
 
@@ -213,25 +232,6 @@ def _floor(folder: Path, matrix: dict[str, Any], group: int, outputs: int) -> in
     return min(blocks, outputs // max(1, height))
 
 
-def _retained(dense: Tensor, mask: Tensor) -> Retained:
-    dead = ~mask.any(0)
-    sums = torch.zeros(5, dtype=torch.float64)
-    rows = max(1, _ELEMENTS // dense.shape[1])
-    for part, kept in zip(dense.split(rows), mask.split(rows), strict=True):
-        size = part.double().abs()
-        left, lost = size * kept, size[:, dead].flatten() if dead.any() else size.new_zeros(0)
-        energies = (torch.dot(each.flatten(), each.flatten()) for each in (left, lost, size))
-        sums += torch.stack([left.sum(), size.sum(), *energies])
-    magnitude, all_magnitude, energy, dead_energy, all_energy = sums.tolist()
-    return Retained(
-        magnitude / all_magnitude if all_magnitude else 1.0,
-        energy / all_energy if all_energy else 1.0,
-        dead_energy / all_energy if all_energy else 0.0,
-        all_magnitude,
-        all_energy,
-    )
-
-
 def _recorded(folder: Path, shards: Shards) -> Iterator[dict[str, Any]]:
     if (folder / MANIFEST).exists():
         record = read_manifest(folder)
@@ -240,23 +240,7 @@ def _recorded(folder: Path, shards: Shards) -> Iterator[dict[str, Any]]:
                 raise CheckpointError(f"{folder}: {matrix['name']} is in {MANIFEST}, but its weight is in no file")
             yield matrix
         return
-    family = family_for(str(read_config(folder, packed=True)["model_type"]), str(folder))
-    endings = tuple(f".{linear.path}.weight" for linear in family.linears)
-    for name in shards.names:
-        if name.endswith(endings):
-            yield {"name": name.removesuffix(".weight"), "pattern": None}
-
-
-def _extreme(values: dict[str, Any], which: Callable[..., str]) -> dict[str, Any] | None:
-    """The least, or highest, value and the matrix that has it; None without any."""
-    if not values:
-        return None
-    name = which(values, key=values.__getitem__)
-    return {"value": values[name], "matrix": name}
-
-
-def _share(kept: list[dict[str, float]], part: str) -> float:
-    """A share of the whole model: those of its matrices, weighted by what they are shares of."""
-    whole = "dense_magnitude" if part == "magnitude" else "dense_energy"
-    total = sum(one[whole] for one in kept)
-    return sum(one[part] * one[whole] for one in kept) / total if total else 1.0
+    for linear in load_family(folder)[0].linears:
+        for name in shards.names:
+            if name.endswith(f".{linear.path}.weight"):
+                yield {"name": name.removesuffix(".weight"), "pattern": None, "transposed": linear.transposed}

@@ -28,8 +28,10 @@ def connections(weight: Tensor, name: str) -> Tensor:
     bits = weight.detach().cpu().contiguous().view(kind).numpy()
     infinite = torch.tensor(torch.inf, dtype=weight.dtype).view(kind).item()
     mask = np.empty(bits.shape, dtype=bool)
+    sizes = np.empty((min(_ROWS, len(bits)), *bits.shape[1:]), dtype=bits.dtype)  # one for all: pages cost time
     for start in range(0, len(bits), _ROWS):
-        size = bits[start : start + _ROWS] & np.iinfo(bits.dtype).max
+        part = bits[start : start + _ROWS]
+        size = np.bitwise_and(part, np.iinfo(bits.dtype).max, out=sizes[: len(part)])
         if size.max(initial=0) >= infinite:
             raise NumericsError(f"{name} holds NaN or infinity; check the checkpoint")
         np.not_equal(size, 0, out=mask[start : start + _ROWS])

@@ -1,0 +1,29 @@
+import pytest
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence
+
+from eggs_ptp.errors import NumericsError
+from eggs_ptp.graph import weighted as module
+from eggs_ptp.graph.weighted import weighted_singular_values
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 60), (60, 40), (5, 30), (3, 2)])
+def test_they_are_those_of_a_dense_svd(rows, columns):
+    draw = torch.Generator().manual_seed(rows)
+    weight, norm = torch.randn(rows, columns, generator=draw), torch.rand(columns, generator=draw)
+    truth = torch.linalg.svdvals(weight.double() @ torch.diag(norm.double()))[:8]
+    assert weighted_singular_values(weight, norm) == pytest.approx(truth.tolist(), rel=1e-5)
+
+
+def test_of_nothing_they_are_zero():
+    assert weighted_singular_values(torch.zeros(20, 20), torch.ones(20)) == [0.0] * 8
+    assert weighted_singular_values(torch.ones(20, 20), torch.zeros(20), count=2) == [0.0, 0.0]
+
+
+def test_a_solver_that_gives_up_is_named(monkeypatch):
+    def never(*_args, **_kwargs):
+        raise ArpackNoConvergence("no", [], [])
+
+    monkeypatch.setattr(module, "svds", never)
+    with pytest.raises(NumericsError, match="20 x 30"):
+        weighted_singular_values(torch.ones(20, 30), torch.ones(30))
