@@ -20,7 +20,9 @@ from eggs_ptp.recipe.read import read_recipe, read_table
 from eggs_ptp.recipe.recipe import Recipe
 
 _Seeds = Annotated[int, Field(ge=1)]
-_NOT_SHIPPED = {"table-6": "its numbers are accuracies in zero-shot tasks, and comparisons measure perplexity"}
+_NOT_SHIPPED = {
+    "table-6": "its numbers are accuracies in zero-shot tasks, and comparisons measure perplexity; see eggs reproduce"
+}
 
 
 class _Entry(BaseModel):
