@@ -4,6 +4,7 @@ from eggs_ptp.cli.methods import _allowed
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
 from eggs_ptp.method.step import SLOTS, names
+from eggs_ptp.recipe.read import read_recipe
 
 
 def test_lists_every_method_with_needs_and_source(eggs):
@@ -62,3 +63,17 @@ def test_allowed_values_in_words():
     assert _allowed(Literal["a", 1]) == '"a" | 1'
     assert _allowed(Annotated[float, Field(gt=0, le=1)]) == "number > 0 and <= 1"
     assert _allowed(int | None) == "integer or null"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_as_a_recipe_file_with_the_same_steps(eggs, tmp_path, name):
+    file = tmp_path / "recipe.toml"
+    file.write_text(eggs("methods", name, "--recipe").out)
+    recipe = read_recipe(file)
+    assert recipe.bound().method.to_dict()["steps"] == METHODS[name].to_dict()["steps"]
+    assert not [line for line in file.read_text().splitlines() if "None" in line]
+
+
+def test_a_recipe_is_of_one_method(eggs):
+    ran = eggs("methods", "--recipe")
+    assert (ran.code, "expected its name" in ran.err) == (2, True)

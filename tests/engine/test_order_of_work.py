@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from eggs_ptp.api import prune
+from eggs_ptp.errors import RecipeError
 
 
 def _weights(tiny, text_file, tmp_path, name, **calibration):
@@ -58,3 +59,10 @@ def test_the_dense_stream_feeds_each_block_what_the_dense_model_gives(runs, tiny
     prune(str(tiny("llama")), tmp_path / "alone", recipe)
     alone = load_file(tmp_path / "alone" / "model.safetensors")
     assert not _differ(dense, alone, "layers.1.")
+
+
+def test_tokens_that_do_not_count_change_masks_and_more_than_a_window_is_refused(runs):
+    everything, less = runs("all"), runs("less", skip_first=24)
+    assert _differ(everything, less, "layers.0.self_attn.q_proj")
+    with pytest.raises(RecipeError, match=r"skip_first = 32 leaves nothing of windows of 32 tokens"):
+        runs("none", skip_first=32)

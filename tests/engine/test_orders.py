@@ -102,7 +102,12 @@ def test_the_result_is_independent_of_the_batches(tiny):
 def test_the_last_block_is_run_no_further_than_it_is_looked_at(tiny, monkeypatch):
     ran = []
     observe = engine.observe
-    monkeypatch.setattr(engine, "observe", lambda *a, onward: ran.append(onward) or observe(*a, onward=onward))
+
+    def observed(*given, onward, **more):
+        ran.append(onward)
+        return observe(*given, onward=onward, **more)
+
+    monkeypatch.setattr(engine, "observe", observed)
     found(tiny(), method="ria_cp")
     assert ran == [True, False]
     ran.clear()

@@ -109,6 +109,23 @@ TrustRemoteCode = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
+Try = Annotated[
+    str | None,
+    typer.Option(
+        "--try",
+        metavar="KEY=VALUE,VALUE,...",
+        help="Prune with each value of a key, such as steps.select.B=0,1,2,5, and keep that of least perplexity.",
+        rich_help_panel=_RECIPE,
+        show_default=False,
+    ),
+]
+TryText = Annotated[
+    str | None,
+    typer.Option(
+        "--try-text", help="Text for --try; give one not calibrated on.", rich_help_panel=_RECIPE, show_default=False
+    ),
+]
+
 
 def recipe_of(file: Path | None, overrides: list[str] | None, **flags: Any) -> "Recipe":
     """Read the recipe file, changed by flags (None or an empty list = not given), changed by `--set`."""
@@ -116,3 +133,19 @@ def recipe_of(file: Path | None, overrides: list[str] | None, **flags: Any) -> "
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     return read_recipe(file, overrides or [], **given)
+
+
+def values_of(text: str, revision: str | None, trust_remote_code: bool) -> list[str]:
+    """`KEY=V1,V2` of `--try` as overrides, one a value.
+
+    Raises:
+        RecipeError: no key or value, or a model whose files are not simply where its name says.
+    """
+    from eggs_ptp.errors import RecipeError
+
+    key, _, values = text.partition("=")
+    if not key.strip() or not all(value.strip() for value in values.split(",")):
+        raise RecipeError(f"--try: expected KEY=VALUE,VALUE,..., such as steps.select.B=0,1,2,5; came {text!r}")
+    if revision or trust_remote_code:
+        raise RecipeError("--try: not possible with --revision or --trust-remote-code; prune a local folder")
+    return [f"{key.strip()}={value.strip()}" for value in values.split(",")]

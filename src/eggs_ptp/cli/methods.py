@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method to explain.", show_default=False)] = None,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Print NAME as a recipe file, every option spelled out.")
+    ] = False,
     json: flags.Json = False,
 ) -> None:
     """List the methods, or explain one: its formulas, options, statistics and source."""
@@ -22,6 +25,9 @@ def methods(
     from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS, find_method
     from eggs_ptp.method.step import SLOTS, names
 
+    if recipe:
+        _print_recipe(name)
+        return
     if name is not None:
         explained = _explain(find_method(name))
         print_json(explained) if json else _print_method(explained)
@@ -38,6 +44,17 @@ def methods(
     ]
     steps = {slot: list(names(slot)) for slot in SLOTS}
     print_json({"methods": rows, "steps": steps}) if json else _print_list(rows, steps)
+
+
+def _print_recipe(name: str | None) -> None:
+    from eggs_ptp.errors import MethodError
+    from eggs_ptp.recipe.recipe import Recipe
+
+    if name is None:
+        raise MethodError("--recipe prints one method; expected its name, as in `eggs methods eggs+ --recipe`")
+    method = Recipe(method=name).bound().method
+    typer.echo(f"# {method.title}. eggs prune MODEL -o FOLDER --recipe THIS_FILE")
+    typer.echo(Recipe(method=name, steps=method.to_dict()["steps"]).to_toml(), nl=False)
 
 
 def _explain(method: "Method") -> dict[str, Any]:

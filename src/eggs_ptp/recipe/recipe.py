@@ -109,6 +109,10 @@ class CalibrationSpec(_Table):
     the dense model's (`correct`), else "block". `propagate` "pruned" feeds each block what the pruned
     blocks before it give, "dense" what the dense model gives.
 
+    The first `skip_first` tokens of every window do not count in the statistics, nor tokens with a hidden state beyond
+    `massive` times the median magnitude of their window at the block's input (1000 in arXiv:2402.17762); they still run
+    through the model, and tune steps see them. Tokens sent to experts all count.
+
     Raises:
         RecipeError: a value out of range or an unknown key; names the key.
     """
@@ -121,6 +125,8 @@ class CalibrationSpec(_Table):
     text_field: Annotated[str, Field(min_length=1)] = "text"
     statistics: Literal["block", "group"] | None = None
     propagate: Literal["pruned", "dense"] = "pruned"
+    skip_first: Annotated[int, Field(ge=0)] = 0
+    massive: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -40,7 +40,9 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{_key(key)} = {_value(item)}' for key, item in value.items())} }}"
+        # TOML has no null: an option left out is at its default.
+        items = (f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None)
+        return f"{{ {', '.join(items)} }}"
     if isinstance(value, list):
         return f"[{', '.join(_value(item) for item in value)}]"
     return repr(value)
