@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(BIN)/eggs demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check

@@ -9,6 +9,12 @@ from typing import Any
 import typer
 from ablation_page import ablation
 from accuracy_page import accuracy, shares
+from b_sweep_page import b_sweep
+from bounds_page import bounds
+from connectivity_page import connectivity
+from families_page import families
+from quantised_page import quantised
+from reproduction_page import reproduction
 
 from eggs_ptp.cli.program import app
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
@@ -91,6 +97,12 @@ def pages() -> dict[Path, str]:
         DOCS / "compared.md": compared(),
         DOCS / "accuracy.md": accuracy(),
         DOCS / "ablation.md": ablation(),
+        DOCS / "b-sweep.md": b_sweep(),
+        DOCS / "quantised.md": quantised(),
+        DOCS / "families.md": families(),
+        DOCS / "findings" / "bounds.md": bounds(),
+        DOCS / "reproduction.md": reproduction(),
+        DOCS / "findings" / "connectivity.md": connectivity(),
         README: _README_SHARES.sub(lambda _found: shares(), README.read_text(encoding="utf-8")),
     }
 

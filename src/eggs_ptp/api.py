@@ -2,22 +2,21 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eggs_ptp.calibration.documents import read_documents
-from eggs_ptp.calibration.hub import hub_documents
 from eggs_ptp.calibration.windows import Windows, calibration_windows, check_source
 from eggs_ptp.checkpoint.blocks import write_blocks
 from eggs_ptp.checkpoint.card import write_card
-from eggs_ptp.checkpoint.draft import Draft
+from eggs_ptp.checkpoint.draft import ORDERS, Draft
 from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, verify_folder
 from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
+from eggs_ptp.engine.counted import Counted
 from eggs_ptp.engine.event import Listener, ignore
 from eggs_ptp.engine.masks import MaskFile, write_masks
 from eggs_ptp.engine.place import find_device, find_dtype
@@ -27,9 +26,15 @@ from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
 from eggs_ptp.engine.usage import MemoryWatch
 from eggs_ptp.errors import CalibrationError, CheckpointError, RecipeError
-from eggs_ptp.evaluation.perplexity import Perplexity, Protocol, perplexity
+from eggs_ptp.evaluation.assessment import Assessment
+from eggs_ptp.evaluation.assessment import assess as assess_subjects
+from eggs_ptp.evaluation.harness import load_tasks
+from eggs_ptp.evaluation.perplexity import Perplexity
+from eggs_ptp.evaluation.record import read_record
+from eggs_ptp.evaluation.subject import load_subject
+from eggs_ptp.evaluation.text import Text, find_text
 from eggs_ptp.models.folder import find_folder, read_config
-from eggs_ptp.models.load import Skeleton, load_model, load_skeleton, load_tokenizer
+from eggs_ptp.models.load import Skeleton, load_skeleton, load_tokenizer
 from eggs_ptp.recipe.read import read_recipe
 from eggs_ptp.recipe.recipe import Recipe
 
@@ -68,6 +73,7 @@ def prune(
     device: str = "auto",
     dtype: str = "auto",
     overwrite: bool = False,
+    journal: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
     listener: Listener = ignore,
@@ -79,14 +85,14 @@ def prune(
     Say how by a `recipe`, or by `settings`, the keys of one: `method="ria"`, `pattern="4:8"`, `seed=1`,
     `calibration="text.jsonl"`, `nsamples=64`, `steps={"score": {"alpha": 0.7}}`, ... (see `recipe.read.read_recipe`).
 
-    The folder appears when it is whole; if anything fails, nothing is left behind. Several runs on one model can be
-    given one `shared`, which keeps what does not depend on the method.
+    The folder appears when it is whole; if anything fails, nothing is left behind but, with `journal`, what the same
+    call goes on from. Runs on one model can be given one `shared`, which keeps what does not depend on the method.
 
     Raises:
         EggsError: see the kinds in `eggs_ptp.errors`.
     """
     start = time.perf_counter()
-    with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite) as draft:
+    with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite, journal=journal) as draft:
         asked = _recipe(model, recipe, settings)
         folder = _folder(model, revision)
         _check_apart(Path(output), folder)
@@ -113,7 +119,7 @@ def prune(
         )
         fold, orders = write_blocks(run, inputs, draft, record)
         memory.look()
-        record.seconds = time.perf_counter() - start
+        record.seconds += time.perf_counter() - start
         record.stages = run.stages.seconds
         record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
         draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.apply)
@@ -134,6 +140,7 @@ def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, liste
         dense_stream=asked.calibration.propagate == "dense",
         masks=MaskFile(Path(asked.mask)) if asked.mask else None,
         folded={} if decided.folds else None,
+        counted=Counted(asked.calibration.skip_first, asked.calibration.massive),
     )
 
 
@@ -167,9 +174,12 @@ def export_masks(folder: str | Path, output: str | Path) -> int:
     """
     where = find_folder(str(folder))
     shards = open_shards(where)
-    names = [matrix["name"] for matrix in read_manifest(where)["matrices"]]
-    write_masks({name: shards.read(f"{name}.weight") != 0 for name in names}, Path(output))
-    return len(names)
+    masks = {}
+    for matrix in read_manifest(where)["matrices"]:
+        kept = shards.read(f"{matrix['name']}.weight") != 0
+        masks[matrix["name"]] = kept.T if matrix.get("transposed") else kept
+    write_masks(masks, Path(output))
+    return len(masks)
 
 
 def load(
@@ -180,52 +190,58 @@ def load(
     Raises:
         ModelError: the folder cannot be loaded.
     """
-    folder, where = _folder(str(model)), find_device(device)
-    kind: torch.dtype | str = find_dtype(dtype) if dtype != "auto" or where.type == "cpu" else "auto"
-    loaded = load_model(folder, dtype=kind, device=where, trust_remote_code=trust_remote_code)
-    return loaded, load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    return load_subject(str(model), _folder(str(model)), **place)[1:3]
 
 
-def evaluate(
-    model: str | Path,
-    text: str | None = None,
-    *,
-    protocol: Protocol | None = None,
-    seqlen: int | None = None,
-    max_windows: int | None = None,
-    text_field: str = "text",
-    device: str = "auto",
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Perplexity:
-    """Perplexity of a model on a text (see `evaluate.perplexity`).
+def evaluate(model: str | Path, text: str | None = None, **measures: Any) -> Perplexity:
+    """Perplexity of a model on a text (see `evaluation.perplexity`).
 
-    `text` is a local file; without it, the built-in evaluation text for the demo model and what was pruned from
-    it, and WikiText-2's test split from the hub for every other model. `protocol` defaults to `documents` for
-    .jsonl and to `packed` otherwise; `seqlen` to min(2048, the model's context).
+    `text` is a local file, `wikitext2` or `c4` (of the hub), or `demo`, the default for the demo model and what was
+    pruned from it; for every other it is `wikitext2`. `protocol` defaults to `documents` for .jsonl and to `packed`
+    otherwise; `seqlen` to min(2048, the model's context). `measures` are the other arguments of `assess`.
 
     Raises:
         EggsError: no such model or text, or a text shorter than one window.
     """
-    folder = _folder(str(model))
-    if text is None:
-        documents = _default_text(folder)
-    else:
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        documents = read_documents(Path(text), field=text_field, tokenizer=tokenizer)
-    network, tokenizer = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    chosen: Protocol = protocol or ("documents" if text and text.endswith(".jsonl") else "packed")
-    context = int(network.config.max_position_embeddings)
-    return perplexity(
-        network,
-        tokenizer,
-        documents,
-        protocol=chosen,
-        seqlen=seqlen or min(2048, context),
-        max_windows=max_windows,
-        progress=progress,
-    )
+    found = assess(model, text, **measures).results.perplexity
+    if found is None:
+        raise CalibrationError("tasks without a text give no perplexity; name a text, or call assess")
+    return found
+
+
+def assess(
+    model: str | Path,
+    text: str | None = None,
+    *,
+    against: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    data: Path | None = None,
+    text_field: str = "text",
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    **measures: Any,
+) -> Assessment:
+    """Perplexity, lm-eval's `tasks`, and the same of the model it was made from (`against`, a model or a record).
+
+    The text is that of `evaluate`, or none where only `tasks` are asked for (`*_local` from files in `data`).
+    `measures` are limit, protocol, seqlen, stride, max_windows and progress of `evaluation.assessment.assess`.
+
+    Raises:
+        EggsError: no such model, text or task, or two models that cannot be compared.
+    """
+    folder, found = _folder(str(model)), None
+    ready = load_tasks(tasks, data)
+    if text is not None or not ready:
+        found = _evaluation_text(folder, text, text_field, trust_remote_code)
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    record = read_record(Path(against)) if against is not None and Path(against).is_file() else None
+    subjects = [load_subject(str(model), folder, folder / ORDERS, **place)]
+    if against is not None and record is None:
+        other = _folder(str(against))
+        subjects.append(load_subject(str(against), other, other / ORDERS, **place))
+    return assess_subjects(*subjects, text=found, tasks=ready, record=record, **measures)
 
 
 def _folder(model: str, revision: str | None = None) -> Path:
@@ -275,7 +291,8 @@ def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_cod
     return windows
 
 
-def _default_text(folder: Path) -> list[str]:
-    if folder == model_folder() or made_from(folder) == DEMO:
-        return builtin_documents("evaluation")
-    return list(hub_documents("Salesforce/wikitext:wikitext-2-raw-v1", whole=True, split="test", flag="--text"))
+def _evaluation_text(folder: Path, text: str | None, field: str, trust_remote_code: bool) -> Text:
+    builtin = folder == model_folder() or made_from(folder) == DEMO if text is None else text == DEMO
+    if builtin:
+        return Text(DEMO, builtin_documents("evaluation"))
+    return find_text(text, field=field, tokenizer=load_tokenizer(folder, trust_remote_code=trust_remote_code))

@@ -251,14 +251,58 @@ def test_a_move_that_fails_leaves_the_previous_output_as_it_was(tiny, previous, 
     rename = Path.rename
 
     def failing(self, target):
-        if self.name.startswith(".out.") and not self.name.endswith(".old"):
+        if self.name == "folder":
             raise error
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(module, "exchange", lambda one, other: False)
     with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
         write(tiny("llama"), previous, overwrite=True)
     assert snapshot(previous.parent) == before
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_is_replaced_in_one_step_where_the_system_can(tiny, previous, monkeypatch, at_once):
+    moved, rename = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda self, target: moved.append(self.name) or rename(self, target))
+    if not at_once:
+        monkeypatch.setattr(module, "exchange", lambda one, other: False)
+    write(tiny("llama"), previous, overwrite=True)
+    assert moved == ["block-00000.part", "block-00001.part", *([] if at_once else ["out", "folder"]), ".out.draft"]
+    assert [p.name for p in previous.parent.iterdir()] == ["out"]
+
+
+def test_a_previous_output_that_a_kill_left_aside_comes_back(tiny, previous):
+    before = snapshot(previous)
+    (previous.parent / ".out.draft").mkdir()
+    previous.rename(previous.parent / ".out.draft" / "previous")
+    with Draft(previous, overwrite=True):
+        assert snapshot(previous) == before
+    assert [p.name for p in previous.parent.iterdir()] == ["out"]
+
+
+def test_what_killed_processes_left_is_removed(tiny, tmp_path):
+    for name in (".out.draft", ".out.draft.4711"):
+        (tmp_path / name / "blocks").mkdir(parents=True)
+        (tmp_path / name / "blocks" / "block-00007.safetensors").write_bytes(b"stale")
+    write(tiny("llama"), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_at_once_are_refused(tmp_path):
+    with Draft(tmp_path / "out"):
+        with (
+            pytest.raises(
+                CheckpointError, match=r"out: another run is writing to it \(it holds .*\.out\.draft\); wait"
+            ),
+            Draft(tmp_path / "out", overwrite=True),
+        ):
+            pytest.fail("the draft was opened")
+        assert (tmp_path / ".out.draft" / "folder").is_dir()
+        with Draft(tmp_path / "other"):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("step", ["write_block", "orders", "manifest"])
@@ -301,7 +345,7 @@ def test_a_parent_without_permission_is_named(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)  # file modes do not stop the superuser, who may run this test
+    monkeypatch.setattr(Path, "mkdir", refuse)  # file modes do not stop the superuser, who may run this test
     with pytest.raises(CheckpointError, match=r"out: cannot be written \(Permission denied\)"), Draft(tmp_path / "out"):
         pytest.fail("the draft was opened")
     assert list(tmp_path.iterdir()) == []

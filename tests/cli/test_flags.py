@@ -25,7 +25,7 @@ def test_the_defaults_that_help_promises_are_the_recipes():
 
 def test_plan_takes_what_prune_takes():
     ours, theirs = (inspect.signature(verb).parameters for verb in (plan, prune))
-    assert set(theirs) - set(ours) == {"output", "overwrite"}
+    assert set(theirs) - set(ours) == {"output", "overwrite", "context", "journal", "try_", "try_text"}
     assert all(ours[name] == theirs[name] for name in ours)
 
 

@@ -94,7 +94,7 @@ MODELS = {
         lambda tiny, path: edited(tiny(), path / "m", quantization_config={"quant_method": "gptq"}),
         "already quantised (gptq)",
     ),
-    "architecture": (lambda tiny, path: edited(tiny(), path / "m", model_type="gpt_bigcode"), "gpt_bigcode"),
+    "architecture": (lambda tiny, path: edited(tiny(), path / "m", model_type="t5"), "t5 is an encoder-decoder model"),
     "width": (
         lambda tiny, path: tiny("llama", intermediate_size=66),
         "mlp.down_proj: 66 input features cannot be cut into groups of 4",
@@ -197,3 +197,33 @@ def test_refuses_a_folder_that_cannot_be_written(eggs, tiny, tmp_path):
     error = eggs("prune", tiny(), "-o", tmp_path / "file/out", "--method", "magnitude").error
     assert "file" in error
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_of_several_values_that_of_least_perplexity_is_kept(eggs, tiny, text_file, tmp_path):
+    model = tiny("llama")
+    common = ("--method", "wanda", "--pattern", "0.5", "--calibration", text_file, "--nsamples", 4, "--seqlen", 32)
+    asked = ("--try", "pattern=0.9,0.1,0.5", "--try-text", text_file)
+    found = eggs("prune", model, *common, *asked, "-o", tmp_path / "out", "--json").json
+    perplexities = list(found["tried"].values())
+    assert set(found["tried"]) == {"pattern=0.9", "pattern=0.1", "pattern=0.5"}
+    assert perplexities == sorted(perplexities)
+    assert found["recipe"]["pattern"] == next(iter(found["tried"])).removeprefix("pattern=")
+    for label, value in found["tried"].items():
+        eggs("prune", model, *common, "--set", label, "-o", tmp_path / label)
+        again = eggs("evaluate", tmp_path / label, "--text", text_file, "--json").json
+        assert again["perplexity"]["value"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("tried", "line"),
+    [
+        (("--try", "steps.score.alpha"), "expected KEY=VALUE,VALUE,..."),
+        (("--try", "steps.score.alpha=0.5,"), "expected KEY=VALUE,VALUE,..."),
+        (("--try", "seed=1,2", "--revision", "main"), "not possible with --revision"),
+        (("--try", "pattern=0.5,3:2"), "3:2"),
+    ],
+)
+def test_values_that_cannot_be_tried_are_refused(eggs, tiny, text_file, tmp_path, tried, line):
+    ran = eggs("prune", tiny("llama"), "--method", "ria", "--calibration", text_file, *tried, "-o", tmp_path / "out")
+    assert (ran.code, line in ran.err) == (2, True)
+    assert not (tmp_path / "out").exists()

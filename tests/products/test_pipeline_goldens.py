@@ -97,7 +97,9 @@ def test_a_whole_run_is_that_of_the_public_code(golden, source, measured, tmp_pa
     want = {key: torch.from_numpy(array) for key, array in np.load(GOLDEN / stored["file"]).items()}
     observed = []
     monkeypatch.setattr(
-        engine, "observe", lambda *args, real=engine.observe: observed.append(real(*args)) or observed[-1]
+        engine,
+        "observe",
+        lambda *args, real=engine.observe, **rest: observed.append(real(*args, **rest)) or observed[-1],
     )
 
     tokens = CalibrationSpec(text=str(source.parent / "calibration.npy"))

@@ -80,6 +80,8 @@ def test_the_calibration_flags():
         "text_field": "body",
         "statistics": None,
         "propagate": "pruned",
+        "skip_first": 0,
+        "massive": None,
     }
     assert read_recipe(include=["a"], exclude=("b", "c")).exclude == ("b", "c")
 

@@ -38,6 +38,8 @@ def test_defaults():
             "text_field": "text",
             "statistics": None,
             "propagate": "pruned",
+            "skip_first": 0,
+            "massive": None,
         },
         "targets": [],
     }

@@ -151,11 +151,11 @@ def _packed(model: nn.Module) -> dict[str, NMLinear]:
 def _forms(model: nn.Module) -> dict[str, Form]:
     """The linears of each form by name, those included that a form leaves as they are: another may not."""
     packed = _packed(model)
-    check_memory(sum(2 * each.out_features * each.in_features * each.values.itemsize for each in packed.values()))
+    check_memory(sum(2 * each.out_features * each.in_features * each.packed.dtype.itemsize for each in packed.values()))
     others: Form = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     stock = others | {name: module.dense() for name, module in packed.items()}
     forms = {PACKED: others | packed, STOCK: stock}
-    if why_not_prepacked(next(iter(packed.values())).values.dtype) is None:
+    if why_not_prepacked(next(iter(packed.values())).packed.dtype) is None:
         forms[PREPACKED] = {name: Prepacked(cast(nn.Linear, module)) for name, module in stock.items()}
     return forms
 

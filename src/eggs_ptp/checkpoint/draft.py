@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +10,18 @@ from types import TracebackType
 
 from torch import Tensor
 
+from eggs_ptp.checkpoint.journal import Journal, identity_of
+from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.checkpoint.workplace import Workplace, exchange, flush
 from eggs_ptp.engine.shards import Shards, save_tensors
-from eggs_ptp.errors import CheckpointError
+from eggs_ptp.errors import (
+    CalibrationError,
+    CheckpointError,
+    MethodError,
+    NumericsError,
+    PatternError,
+    RecipeError,
+)
 
 MANIFEST = "eggs.json"
 ORDERS = "eggs/orders.safetensors"
@@ -21,16 +30,21 @@ _ONE_FILE = 2 * 1024**3  # checkpoints up to this many bytes become a single mod
 _COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
 _NAMED = ("LICENSE", "NOTICE")  # files that must go where the weights go
 _OURS = {"model.safetensors.index.json", MANIFEST}
+_REPEATED = (CalibrationError, MethodError, NumericsError, PatternError, RecipeError)  # the same run ends so again
 
 
 class Draft:
     """A context manager: `with Draft(output) as draft: ...; draft.finish(...)`; without finish nothing stays.
 
+    With `journal`, a run that has called `open_journal` and was interrupted after its first block keeps its workplace,
+    from which the same run goes on.
+
     Raises:
-        CheckpointError: the output exists and is not empty (without `overwrite`), or cannot be written.
+        CheckpointError: the output exists and is not empty (without `overwrite`), or cannot be written; another
+            process is writing it; or an interrupted run is in the way (without `overwrite`).
     """
 
-    def __init__(self, output: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, output: Path, *, overwrite: bool = False, journal: bool = False) -> None:
         self.output = output.resolve()  # a link, or the current folder as ".", could not be moved
         if output.exists() and not output.is_dir():
             raise CheckpointError(f"{output}: expected a folder to write to, found a file")
@@ -38,13 +52,22 @@ class Draft:
             raise CheckpointError(f"{output}: not empty; pass --overwrite to replace it, or another folder")
         if output.is_dir() and overwrite and any(output.iterdir()) and not (output / "config.json").exists():
             raise CheckpointError(f"{output}: --overwrite replaces model folders only, and this has no config.json")
+        self.journal: Journal | None = None
+        self._overwrite, self._resumable, self._published = overwrite, journal, False
+        self._place = Workplace(self.output)
+        self.folder, self._blocks = self._place.path / "folder", self._place.path / "blocks"
 
     def __enter__(self) -> "Draft":
         parent = self.output.parent
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.", dir=parent))
+            self._place.enter()
+            try:
+                self._prepare()
+            except BaseException:
+                self._place.leave(keep=True)
+                raise
         except OSError as error:
             raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
         return self
@@ -52,14 +75,75 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        ours, path = self.journal is not None, self._place.path
+        keep = not self._published and Journal.begun(path) and not (ours and isinstance(error, _REPEATED))
+        if keep and self.journal and error:
+            error.add_note(
+                f"{self.journal.blocks} finished blocks are kept in {path}; the same command goes on from there"
+            )
+        self._place.leave(keep=keep)
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
 
-    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put one block's tensors on disk."""
-        save_tensors(tensors, self.folder / f"block-{index:05d}.safetensors")
+    def _prepare(self) -> None:
+        """Make room for what is to be written, and leave what may be gone on from."""
+        if self._previous.exists() and not self.output.exists():
+            self._previous.rename(self.output)  # a process was killed between two renames
+        if not Journal.begun(self._place.path):
+            self._place.clear()
+        elif not self._resumable:
+            if not self._overwrite:
+                raise CheckpointError(
+                    f"{self.output}: an interrupted run is kept in {self._place.path}; repeat its command to go on "
+                    "with it, or discard it with --overwrite or by deleting that folder"
+                )
+            self._place.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self._blocks.mkdir(exist_ok=True)
+
+    def open_journal(self, record: RunRecord, source: Path) -> Journal | None:
+        """The journal of this very run, if one is to be kept.
+
+        Raises:
+            CheckpointError: an interrupted run, of something else, is in the way (without `overwrite`).
+        """
+        if not self._resumable:
+            return None
+        journal, identity = Journal(self._place.path), identity_of(record, source)
+        if self._overwrite and not journal.fits(identity):
+            self.drop_journal(journal)
+        try:
+            different = journal.open(identity)
+        except OSError as error:
+            raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
+        if different:
+            raise CheckpointError(
+                f"{self.output}: an interrupted run in {self._place.path} differs from this one "
+                f"({'; '.join(different)}); repeat its command to go on with it, or start anew with --overwrite or by "
+                "deleting that folder"
+            )
+        self.journal = journal
+        return journal
+
+    def drop_journal(self, journal: Journal) -> None:
+        """Forget what is finished."""
+        journal.close()
+        shutil.rmtree(self._blocks)
+        self._blocks.mkdir()
+        self.journal = None
+
+    def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> Path:
+        """Put one block's tensors on disk, in a file that is there only once it is whole."""
+        path = self._blocks / f"block-{index:05d}.safetensors"
+        part = path.with_suffix(".part")
+        save_tensors(tensors, part)
+        try:
+            part.rename(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
+        return path
 
     def finish(
         self,
@@ -97,15 +181,17 @@ class Draft:
                 (self.folder / file.name).write_bytes(file.read_bytes())
 
     def publish(self) -> None:
-        """Move the folder into place."""
-        umask = os.umask(0)
-        os.umask(umask)
-        self.folder.chmod(0o777 & ~umask)  # mkdtemp makes it private
-        self._move()
+        """Move the folder into place, in one step where the system can."""
+        replaced = self.output.exists()
+        if replaced or self.journal:  # what goes is worth more than the time that this takes
+            flush(self.folder)
+        if not (replaced and exchange(self.folder, self.output)):
+            self._move()
+        self._published = True
 
     def _gather(self, shards: Shards, change: Callable[[str, Tensor], Tensor]) -> None:
         """Turn the block files and the rest into model.safetensors, or into shards with an index."""
-        blocks = sorted(self.folder.glob("block-*.safetensors"))
+        blocks = sorted(self._blocks.glob("block-*.safetensors"))
         parts = {path: Shards.of_file(path) for path in blocks}
         inside = {name for part in parts.values() for name in part.names}
         rest = [name for name in shards.names if name not in inside]
@@ -114,15 +200,16 @@ class Draft:
             tensors = {name: part.read(name) for part in parts.values() for name in part.names}
             tensors.update({name: change(name, shards.read_sound(name)) for name in rest})
             save_tensors(tensors, self.folder / "model.safetensors")
-            for path in blocks:
-                path.unlink()
             return
         count = len(blocks) + 1
         where = {}
         for number, path in enumerate(blocks, 1):
             target = f"model-{number:05d}-of-{count:05d}.safetensors"
             where.update(dict.fromkeys(parts[path].names, target))
-            path.rename(self.folder / target)
+            try:
+                os.link(path, self.folder / target)  # the journal keeps its own until all is done
+            except OSError:
+                shutil.copyfile(path, self.folder / target)
         target = f"model-{count:05d}-of-{count:05d}.safetensors"
         save_tensors({name: change(name, shards.read_sound(name)) for name in rest}, self.folder / target)
         where.update(dict.fromkeys(rest, target))
@@ -130,13 +217,15 @@ class Draft:
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
     def _move(self) -> None:
-        aside = self.folder.with_name(f"{self.folder.name}.old")
         try:
             if self.output.exists():
-                self.output.rename(aside)
+                self.output.rename(self._previous)
             self.folder.rename(self.output)
         except BaseException:  # an interruption here must not lose the previous output either
-            if aside.exists():
-                aside.rename(self.output)
+            if self._previous.exists():
+                self._previous.rename(self.output)
             raise
-        shutil.rmtree(aside, ignore_errors=True)
+
+    @property
+    def _previous(self) -> Path:
+        return self._place.path / "previous"

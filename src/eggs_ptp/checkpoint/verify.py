@@ -17,8 +17,7 @@ from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError
 from eggs_ptp.models.fold import Fold
 from eggs_ptp.models.folder import read_config
-from eggs_ptp.models.load import load_heads
-from eggs_ptp.models.table import family_for
+from eggs_ptp.models.load import load_family
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
     """
     config = read_config(folder, packed=True)
     shards = open_shards(folder)
-    matrices = _expected(folder, config, shards, pattern)
+    matrices = _expected(folder, shards, pattern)
     if not matrices:
         raise CheckpointError(f"{folder}: no matrix is recorded or recognised as pruned, so there is nothing to check")
     orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
@@ -75,7 +74,7 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
     tuned = set(record.get("tuned", ()))
     checks.append(_untouched(folder, shards, tuned | {f"{matrix['name']}.weight" for matrix in matrices}))
     folded = record.get("orders") == "fold"
-    undo, broken = _undoing(folder, config, matrices, orders) if folded else (None, None)
+    undo, broken = _undoing(folder, matrices, orders) if folded else (None, None)
     if broken is not None:
         checks.append(broken)
     elif against is not None:
@@ -112,14 +111,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _expected(folder: Path, config: dict[str, Any], shards: Shards, pattern: str | None) -> list[dict[str, Any]]:
+def _expected(folder: Path, shards: Shards, pattern: str | None) -> list[dict[str, Any]]:
     path = folder / MANIFEST
     if path.exists():
         return [{**matrix, "pattern": pattern or matrix["pattern"]} for matrix in read_manifest(folder)["matrices"]]
     if pattern is None:
         raise CheckpointError(f"{folder}: no {MANIFEST} says what to expect; pass --pattern, such as --pattern 2:4")
-    linears = family_for(str(config["model_type"]), str(folder)).linears
-    endings = tuple(f".{linear.path}.weight" for linear in linears)
+    linears = {f".{linear.path}.weight": linear for linear in load_family(folder)[0].linears}
     return [
         {
             "name": name.removesuffix(".weight"),
@@ -128,9 +126,11 @@ def _expected(folder: Path, config: dict[str, Any], shards: Shards, pattern: str
             "permuted": False,
             "in_order": True,
             "updated": True,
+            "transposed": linears[ending].transposed,
         }
         for name in shards.names
-        if name.endswith(endings)
+        for ending in linears
+        if name.endswith(ending)
     ]
 
 
@@ -141,6 +141,7 @@ def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shard
             yield Check(name, False, "recorded as pruned, but the folder does not have it")
             continue
         weight = shards.read(f"{name}.weight")
+        weight = weight.T if matrix.get("transposed") else weight
         if matrix["permuted"] and not matrix["in_order"]:
             if orders is None or name not in orders:
                 yield Check(name, False, f"recorded as permuted, but {ORDERS} does not have its order")
@@ -206,17 +207,14 @@ def _ties(config: dict[str, Any], shards: Shards) -> Check:
     return Check("ties", same, "head and embeddings are equal" if same else f"{head} differs from {embedding}")
 
 
-def _undoing(
-    folder: Path, config: dict[str, Any], matrices: list[dict[str, Any]], orders: Shards | None
-) -> tuple[Fold | None, Check | None]:
+def _undoing(folder: Path, matrices: list[dict[str, Any]], orders: Shards | None) -> tuple[Fold | None, Check | None]:
     """The fold that the folder's weights are in, or what is wrong with its record."""
-    family = family_for(str(config["model_type"]), str(folder))
     try:
-        fold = Fold(family, load_heads(folder), {name: orders.read(name) for name in orders.names} if orders else {})
+        fold = Fold(*load_family(folder), {name: orders.read(name) for name in orders.names} if orders else {})
     except MethodError as error:
         return None, Check("orders", False, f"{ORDERS}: {error}")
     for matrix in matrices:
-        if matrix["permuted"] and fold.axes(f"{matrix['name']}.weight")[1:] in ((), (None,)):
+        if matrix["permuted"] and fold.of_inputs(matrix["name"]) is None:
             return None, Check("orders", False, f"{ORDERS} does not have the order folded into {matrix['name']}")
     return fold, None
 

@@ -90,6 +90,11 @@ def summary(model: str, decided: "Plan") -> list[str]:
         f"{model} ({data['model_type']}, {data['blocks']} blocks, {len(data['matrices'])} matrices) on "
         f"{data['device']} in {data['dtype']}: {what}; embeddings, norms and head are not pruned",
     ]
+    if data["discovered"]:
+        lines.append(
+            f"{data['model_type']} has no family here: its linears were found in the module tree, each with inputs of "
+            "its own, and no order can be folded"
+        )
     if data["nsamples"]:
         source = _TEXTS.get(data["calibration"], data["calibration"])
         lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}")

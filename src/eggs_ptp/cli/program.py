@@ -20,6 +20,8 @@ from eggs_ptp.cli import (
     methods,
     plan,
     prune,
+    report,
+    reproduce,
     verify,
 )
 from eggs_ptp.errors import EggsError
@@ -44,7 +46,9 @@ for verb in (
     export.export,
     evaluate.evaluate,
     compare.compare,
+    reproduce.reproduce,
     bench.bench,
+    report.report,
     generate.generate,
     methods.methods,
     doctor.doctor,

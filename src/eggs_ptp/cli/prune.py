@@ -1,5 +1,8 @@
 """`eggs prune`: the main job."""
 
+import shlex
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +13,16 @@ from eggs_ptp.cli.flags import DType
 
 if TYPE_CHECKING:
     from eggs_ptp.checkpoint.record import RunRecord
+    from eggs_ptp.recipe.recipe import Recipe
+
+
+_Journal = Annotated[
+    bool, typer.Option(help="Keep finished blocks if interrupted; the same command goes on from there.")
+]
 
 
 def prune(
+    context: typer.Context,
     model: flags.Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)],
     method: flags.Method = None,
@@ -27,9 +37,12 @@ def prune(
     recipe: flags.RecipeFile = None,
     set_: flags.Set = None,
     mask: flags.Mask = None,
+    try_: flags.Try = None,
+    try_text: flags.TryText = None,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")] = False,
+    journal: _Journal = True,
     revision: flags.Revision = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     json: flags.Json = False,
@@ -38,11 +51,11 @@ def prune(
     from eggs_ptp import api
     from eggs_ptp.checkpoint.draft import Draft
     from eggs_ptp.cli.plan import summary
-    from eggs_ptp.cli.terminal import Progress, line, print_json
+    from eggs_ptp.cli.terminal import line, print_json
 
-    asked = flags.recipe_of(
+    recipe_of = partial(
+        flags.recipe_of,
         recipe,
-        set_,
         method=method,
         pattern=pattern,
         calibration=calibration,
@@ -54,21 +67,51 @@ def prune(
         exclude=exclude,
         mask=str(mask) if mask else None,
     )
-    where: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype.value,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-    }
+    tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
+    recipes = {value: recipe_of([*(set_ or ()), value]) for value in tried}
+    asked, found = recipes[tried[0]] if tried else recipe_of(set_), dict[str, float]()
+    where: dict[str, Any] = {"device": device, "dtype": dtype.value}
+    trust: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     Draft(output, overwrite=overwrite)  # refused before anything is said about what will be done
     if not json:
-        line("\n".join(summary(model, api.plan(model, asked, **where))), stderr=True)
-    with Progress("prune", quiet=json) as progress:
-        record = api.prune(model, output, asked, overwrite=overwrite, listener=progress.listen, **where)
-    if json:
-        print_json({**record.to_dict(), "output": str(output)})
-    else:
-        _report(record, output)
+        line("\n".join(summary(model, api.plan(model, asked, **where, **trust))), stderr=True)
+    if try_:
+        found = _choose(recipes, model, try_text, where, quiet=json)
+        asked = recipes[next(iter(found))]
+    record = _prune(context, json, model, output, asked, overwrite=overwrite, journal=journal, **where, **trust)
+    extra = {"output": str(output), **({"tried": found} if found else {})}
+    print_json({**record.to_dict(), **extra}) if json else _report(record, output)
+
+
+def _prune(context: typer.Context, quiet: bool, *what: Any, **how: Any) -> "RunRecord":
+    """Prune, and say how to go on with what an interruption leaves."""
+    from eggs_ptp import api
+    from eggs_ptp.cli.terminal import Progress
+
+    try:
+        with Progress("prune", quiet=quiet) as progress:
+            return api.prune(*what, listener=progress.listen, **how)
+    except BaseException as error:
+        for note in getattr(error, "__notes__", ()):
+            print(f"eggs: {note}: {shlex.join(context.obj)}", file=sys.stderr)  # noqa: T201
+        raise
+
+
+def _choose(
+    recipes: "dict[str, Recipe]", model: str, text: str | None, where: dict[str, Any], *, quiet: bool
+) -> dict[str, float]:
+    from eggs_ptp.cli.terminal import line
+    from eggs_ptp.comparison.choose import choose
+
+    def tell(done: int, total: int, what: str) -> None:
+        if not quiet:
+            line(f"try: {done}/{total} {what}", stderr=True)
+
+    found = choose(recipes, model, text=text, progress=tell, **where)
+    if not quiet:
+        best, *others = (f"{label}: perplexity {value:.2f}" for label, value in found.items())
+        line(f"Kept {best}; {', '.join(others) or 'nothing else tried'}", stderr=True)
+    return found
 
 
 def _report(record: "RunRecord", output: Path) -> None:

@@ -131,6 +131,8 @@ class Progress:
             self._show(event.block, event.blocks, f"{self._title}: block {event.block + 1}, {event.stage}")
         elif event.kind == "block":
             self.count(event.block, event.blocks)
+        elif event.kind == "remark":
+            line(event.stage, stderr=True)
 
     def count(self, done: int, total: int) -> None:
         """Say that so many of all blocks, or windows, are finished."""

@@ -76,9 +76,7 @@ def _check_grid(packed: Packed, scales: Tensor, name: str) -> None:
     if not (torch.isfinite(scales) & (scales >= 0)).all():
         raise PatternError(f"{name}: scales must be finite and not negative, and some are not")
     if any(_beyond(tile, grid) for _, tile in packed.tiles()):
-        raise PatternError(
-            f"{name}: values of {packed.kind} lie between -{grid.top} and {grid.top}, and some do not"
-        )
+        raise PatternError(f"{name}: values of {packed.kind} lie between -{grid.top} and {grid.top}, and some do not")
 
 
 def _beyond(tile: Packed, grid: Grid) -> bool:

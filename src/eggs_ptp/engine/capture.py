@@ -1,34 +1,47 @@
 """What reaches the first decoder block, and the keyword arguments that every block is called with."""
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.errors import NumericsError
+from eggs_ptp.errors import ModelError, NumericsError
 from eggs_ptp.models.load import Skeleton
 
 # A block called again with the cache of its first call would attend to that call's keys.
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the first block is fed: hidden states (windows, seqlen, hidden), and every block's keyword arguments."""
+
+    hidden: Tensor
+    kwargs: list[dict[str, Any]]
+
+    def copy(self) -> "Inputs":
+        """The same with hidden states of its own, which a run overwrites."""
+        return Inputs(self.hidden.clone(), self.kwargs)
+
+
 class _LastBlock(Exception):  # noqa: N818 - a signal, not an error
     """Every block has been passed: what follows is not needed."""
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: hands the hidden states on and keeps what it was called with."""
+class StandIn(nn.Module):
+    """Stands in for a block, and gives the hidden states by themselves, or the first of a tuple."""
 
-    def __init__(self, block: nn.Module, last: bool) -> None:
+    def __init__(self, block: nn.Module, tuples: bool) -> None:
         super().__init__()
         self.__dict__["block"] = block  # not a submodule: its attributes are looked up, its weights are not here
-        self.last = last
-        self.hidden: Tensor | None = None
-        self.kwargs: dict[str, Any] = {}
+        self.tuples = tuples
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -36,13 +49,28 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["block"], name)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args:
-            raise TypeError("decoder blocks are expected to take everything but the hidden states by keyword")
-        self.hidden, self.kwargs = hidden_states, kwargs
+    def give(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
+        """Hidden states as the model expects them of a block."""
+        return (hidden,) if self.tuples else hidden
+
+
+class _Recorder(StandIn):
+    """Hands the hidden states on, (windows, tokens, hidden), and keeps what it was called with."""
+
+    def __init__(self, block: nn.Module, last: bool, tuples: bool) -> None:
+        super().__init__(block, tuples)
+        self.last = last
+        self.hidden: Tensor | None = None
+        self.kwargs: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        names = list(inspect.signature(self.__dict__["block"].forward).parameters)[1 : 1 + len(args)]
+        if hidden_states.dim() != 3:
+            raise _LastBlock
+        self.hidden, self.kwargs = hidden_states, {**dict(zip(names, args, strict=True)), **kwargs}
         if self.last:
             raise _LastBlock
-        return hidden_states
+        return self.give(hidden_states)
 
 
 def capture(
@@ -58,6 +86,9 @@ def capture(
     """
     with _embedding(skeleton, shards, dtype, device), torch.inference_mode():
         _, kwargs = _pass(skeleton, tokens[:1].to(device))
+        if any(_size(value) > 1 for given in kwargs for value in given.values()):
+            _, twice = _pass(skeleton, tokens[:1].repeat(2, 1).to(device))
+            _repeat(skeleton, kwargs, twice)
         hidden = torch.cat([_pass(skeleton, part.to(device))[0] for part in tokens.split(batch)])
     if not torch.isfinite(hidden).all():
         raise NumericsError(f"{skeleton.folder}: the embeddings of the calibration tokens hold NaN or infinity")
@@ -65,21 +96,69 @@ def capture(
 
 
 def _pass(skeleton: Skeleton, tokens: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
-    blocks = skeleton.blocks
-    originals = list(blocks)
-    recorders = [_Recorder(block, last=index == len(originals) - 1) for index, block in enumerate(originals)]
-    try:
-        for index, recorder in enumerate(recorders):
-            blocks[index] = recorder
-        skeleton.inner(input_ids=tokens, use_cache=False)
-    except _LastBlock:
-        pass
-    finally:
-        for index, block in enumerate(originals):
-            blocks[index] = block
+    recorders = _record(skeleton, tokens, tuples=False)
+    if recorders[-1].hidden is None:  # the model takes the first of what a block gives: of a tensor, its first window
+        recorders = _record(skeleton, tokens, tuples=True)
     hidden = recorders[0].hidden
     assert hidden is not None  # noqa: S101 - the forward has passed block 0 to reach the last one
     return hidden, [recorder.kwargs for recorder in recorders]
+
+
+def _record(skeleton: Skeleton, tokens: Tensor, *, tuples: bool) -> list[_Recorder]:
+    """Run the model with recorders in the place of its blocks, which give tensors, or tuples of one."""
+    blocks = skeleton.blocks
+    recorders = [_Recorder(block, index == len(blocks) - 1, tuples) for index, block in enumerate(blocks)]
+    try:
+        with instead(blocks, recorders):
+            skeleton.inner(input_ids=tokens, use_cache=False)
+    except _LastBlock:
+        pass
+    except Exception as error:
+        if skeleton.family.known:
+            raise
+        raise ModelError(
+            f"{skeleton.folder}: model type {skeleton.family.model_type!r} has no family here, and the blocks found in "
+            f"{skeleton.family.blocks} cannot be run one by one ({type(error).__name__}: {error})"
+        ) from error
+    return recorders
+
+
+@contextmanager
+def instead(blocks: nn.ModuleList, others: Sequence[nn.Module]) -> Iterator[None]:
+    """While this lasts, the model has these in the place of its blocks."""
+    originals = list(blocks)
+    try:
+        for index, other in enumerate(others):
+            blocks[index] = other
+        yield
+    finally:
+        for index, block in enumerate(originals):
+            blocks[index] = block
+
+
+def _size(value: Any) -> int:
+    """The first dimension of a tensor; 0 for what is none."""
+    return int(value.shape[0]) if isinstance(value, Tensor) and value.dim() else 0
+
+
+def _repeat(skeleton: Skeleton, once: list[dict[str, Any]], twice: list[dict[str, Any]]) -> None:
+    """Have blocks repeat for every window what they are given once for one, as some make ALiBi's slopes."""
+    for block, one, two in zip(skeleton.blocks, once, twice, strict=True):
+        sizes = {key: _size(value) for key, value in one.items()}
+        grown = {key: size for key, size in sizes.items() if size > 1 and _size(two[key]) == 2 * size}
+
+        def repeat(
+            _module: nn.Module, args: Any, kwargs: dict[str, Any], grown: dict[str, int] = grown
+        ) -> tuple[Any, dict[str, Any]]:
+            windows = len(args[0])
+            fitting = {key: kwargs[key] for key, size in grown.items() if _size(kwargs.get(key)) == size}
+            return args, {
+                **kwargs,
+                **{key: value.repeat(windows, *[1] * (value.dim() - 1)) for key, value in fitting.items()},
+            }
+
+        if grown:
+            block.register_forward_pre_hook(repeat, with_kwargs=True)
 
 
 def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -89,20 +168,29 @@ def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _embedding(skeleton: Skeleton, shards: Shards, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Bring in what runs before the blocks, in its stored type, with embeddings handed on in `dtype`."""
-    prefix, inner = _name_of(skeleton), skeleton.inner
-    inside = skeleton.family.blocks.removeprefix(f"{prefix}.").split(".")[0]
+    """Bring in what runs before the blocks: embeddings as stored, as they are large, but what they give in `dtype`."""
     with ExitStack() as stack:
-        for name, child in inner.named_children():
-            if name == inside:
-                continue
-            stack.enter_context(resident(child, f"{prefix}.{name}", shards, None, device))
-            if isinstance(child, nn.Embedding):
-                hook = child.register_forward_hook(lambda _module, _args, output: output.to(dtype))
-                stack.callback(hook.remove)
+        for name, module in beside(skeleton):
+            embeds = isinstance(module, nn.Embedding)
+            stored = shards.dtype(f"{name}.weight") if embeds else dtype
+            stack.enter_context(resident(module, name, shards, stored, device))
+            if embeds:
+                stack.callback(module.register_forward_hook(functools.partial(_embedded, dtype)).remove)
         yield
 
 
-def _name_of(skeleton: Skeleton) -> str:
-    names: dict[nn.Module, str] = {module: name for name, module in skeleton.model.named_modules()}
-    return names[skeleton.inner]
+def _embedded(dtype: torch.dtype, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """What an embedding gives in `dtype`; one that scales would do so in its stored type."""
+    scale = getattr(module, "embed_scale", None)
+    if scale is None:
+        return output.to(dtype)
+    rows = nn.functional.embedding(args[0], cast(Tensor, module.weight)).to(dtype)
+    return rows * (scale.to(dtype) if isinstance(scale, Tensor) else scale)
+
+
+def beside(skeleton: Skeleton) -> Iterator[tuple[str, nn.Module]]:
+    """The smallest modules of the model without its head that are not in blocks, by their names in the checkpoint."""
+    inside = {id(module) for module in skeleton.inner.modules()}
+    for name, module in skeleton.root.named_modules():
+        if id(module) in inside and not name.startswith(f"{skeleton.family.blocks}.") and not [*module.children()]:
+            yield name, module

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.family import Family
 
 
@@ -38,7 +39,7 @@ class Residual:
             self.now = args[0]
 
         def add(path: str, output: Tensor) -> None:
-            self.now = self.now + output
+            self.now = self.now + output.reshape(self.now.shape)  # some blocks flatten windows into one
             if wrote:
                 wrote(path)
 
@@ -67,7 +68,7 @@ class DenseStream:
         The readers of an activation get what they read in the dense model; but one that reads alone and writes to the
         residual stream gets the stream behind it.
         """
-        writers = tuple(linear.path for linear in family.linears if family.reach.get(str(linear.writes)) == "model")
+        writers = family.writers
         paths = {reads: [linear.path for linear in family.linears if linear.reads == reads] for reads in asked}
         kept: dict[str, list[Tensor]] = {reads: [] for reads in paths}
         alone = {path: reads for reads, (path, *others) in paths.items() if path in writers and not others}
@@ -93,5 +94,14 @@ class DenseStream:
             finally:
                 for handle in handles:
                     handle.remove()
+        if never := [paths[reads][0] for reads, parts in kept.items() if not parts]:
+            raise CalibrationError(
+                f"{never[0]}: the block runs without calling this linear, so no calibration token reaches it; leave it "
+                f"out with --exclude '*.{never[0]}'"
+            )
         streams = set(alone.values())
-        return {reads: Target(torch.cat(parts), writers if reads in streams else ()) for reads, parts in kept.items()}
+        shape = self.hidden.shape[:2]
+        return {
+            reads: Target(torch.cat(parts).reshape(*shape, -1), writers if reads in streams else ())
+            for reads, parts in kept.items()
+        }

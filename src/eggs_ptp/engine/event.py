@@ -7,7 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """`stage`: work of that name begins; `matrix`: `record` is finished; `block`: that many blocks are finished."""
+    """`stage`: work of that name begins; `matrix`: `record` is finished; `block`: that many blocks are finished.
+
+    `remark`: `stage` is a sentence that the user should read.
+    """
 
     kind: str
     block: int

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from eggs_ptp.core.stats import Moments
 from eggs_ptp.engine.dense import Residual, Target
+from eggs_ptp.engine.routing import starved_on_everything
 from eggs_ptp.engine.settled import Settled
+from eggs_ptp.models.experts import Expert
 
 _SAMPLED_TOKENS = 256
 
@@ -37,14 +39,28 @@ class Observation:
     """The sums over one activation, and evenly spaced tokens of it (for the output error of what is pruned)."""
 
     def __init__(self, want: Want, tokens: int, device: torch.device) -> None:
-        dense_width = want.target.values.shape[-1] if want.target else 0
+        # Without a target the inputs are compared with themselves: what a router sends is not what it sent before.
+        dense_width = want.target.values.shape[-1] if want.target else want.width
         self.moments = Moments(want.width, want.statistics, device, dense_width=dense_width)
-        self.of_inputs = want.target is not None and not want.target.writers
+        self.of_inputs = not (want.target and want.target.writers)
+        self.everything = False  # an expert that saw all tokens of its layer, as too few are sent to it
         self._stride = max(1, tokens // _SAMPLED_TOKENS)
         self._parts: list[Tensor] = []
 
-    def add(self, activation: Tensor, dense: Tensor | None = None) -> None:
-        """Take a batch of the activation, (..., width), and what the dense model has for it, (..., dense width)."""
+    def add(self, activation: Tensor, dense: Tensor | None = None, counted: Tensor | None = None) -> None:
+        """Take a batch of the activation, (..., width), and what the dense model has for it, (..., dense width).
+
+        Of (windows, seqlen, width), `counted` says which tokens to take: bool (windows, seqlen).
+        """
+        if counted is None or activation.dim() != 3:
+            self._add(activation, dense)
+        elif bool((counted == counted[:1]).all()):
+            self._add(activation[:, counted[0]], None if dense is None else dense[:, counted[0]])
+        else:
+            for window, here in enumerate(counted):
+                self._add(activation[window][here], None if dense is None else dense[window][here])
+
+    def _add(self, activation: Tensor, dense: Tensor | None) -> None:
         x = activation.reshape(-1, activation.shape[-1])
         first = -self.moments.tokens % self._stride  # counted over all tokens, whatever the batches
         self._parts.append(x[first :: self._stride].to(torch.float32, copy=True))  # a view would keep the batch alive
@@ -72,39 +88,49 @@ def observe(
     *,
     onward: bool = False,
     settled: Settled | None = None,
+    counted: Tensor | None = None,
 ) -> dict[str, Observation]:
     """Run the block over all windows and collect what `wants` asks for, by activation name.
 
     With `onward` the block runs whole, and its outputs replace the hidden states. What is `settled` need not run.
+    `counted` (windows, seqlen) says which tokens count; None: all.
     """
     tokens = hidden.shape[0] * hidden.shape[1]
     seen = {reads: Observation(want, tokens, hidden.device) for reads, want in wants.items()}
-    watch = _Watch(wants, seen, stop=not onward)
+    watch = _Watch(wants, seen, counted, stop=not onward)
     settled = settled or Settled((), hidden.shape)
-    with settled.on(block), watch.on(block), torch.inference_mode():
+    starving = starved_on_everything(block, hidden, kwargs, batch, {want.path for want in wants.values()})
+    with starving as starved, settled.on(block), watch.on(block), torch.inference_mode():
         for place, part in enumerate(hidden.split(batch)):
             watch.windows = settled.windows = slice(place * batch, place * batch + len(part))
+            watch.shape = part.shape[:2]
             try:
                 output = block(part, **kwargs)
             except _Seen:
                 continue
             if onward:
                 part.copy_(output[0] if isinstance(output, tuple) else output)
+    for name, want in wants.items():
+        seen[name].everything = want.path.startswith(starved)
     return seen
 
 
 class _Watch:
     """Hooks on the activations of a block while it runs."""
 
-    def __init__(self, wants: Mapping[str, Want], seen: Mapping[str, Observation], *, stop: bool) -> None:
-        self._wants, self._seen, self._stop = wants, seen, stop
+    def __init__(
+        self, wants: Mapping[str, Want], seen: Mapping[str, Observation], counted: Tensor | None, *, stop: bool
+    ) -> None:
+        self._wants, self._seen, self._counted, self._stop = wants, seen, counted, stop
         self._waiting: set[str] = set()
         self._residual = Residual()
         self.windows = slice(0)  # those that are running
+        self.shape = torch.Size()  # of them: how many, and their tokens
 
     @contextmanager
     def on(self, block: nn.Module) -> Iterator[None]:
         """Watch while this block runs."""
+        self._block = block
         with ExitStack() as stack:
             stack.callback(block.register_forward_pre_hook(self._start).remove)
             targets = (want.target for want in self._wants.values() if want.target)
@@ -123,11 +149,17 @@ class _Watch:
         self._waiting.update(self._wants)
 
     def _take(self, name: str, activation: Tensor) -> None:
-        target, dense = self._wants[name].target, None
+        if activation.dim() == 2 and len(activation) == self.shape.numel():  # all windows, flattened into one
+            activation = activation.view(*self.shape, -1)
+        target, dense = self._wants[name].target, activation
         if target is not None:
             dense = target.values[self.windows]
             dense = dense - self._residual.now if target.writers else dense
-        self._seen[name].add(activation, dense)
+        counted = None if self._counted is None else self._counted[self.windows]
+        expert = self._block.get_submodule(self._wants[name].path.rpartition(".")[0])
+        if counted is not None and activation.dim() == 2 and isinstance(expert, Expert):
+            activation = dense = activation[counted.flatten()[expert.tokens]]
+        self._seen[name].add(activation, dense, counted)
         self._waiting.discard(name)
         if self._stop and not self._waiting:
             raise _Seen

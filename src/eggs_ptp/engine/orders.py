@@ -16,10 +16,11 @@ from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.wants import wants_of
 from eggs_ptp.method.apply import Job, OneOrder, common_permute, score_of
 from eggs_ptp.models.family import Family
-from eggs_ptp.models.fold import Heads
+from eggs_ptp.models.heads import Heads
 
 if TYPE_CHECKING:
-    from eggs_ptp.engine.run import Inputs, Run
+    from eggs_ptp.engine.capture import Inputs
+    from eggs_ptp.engine.run import Run
 
 
 def find_orders(run: "Run", inputs: "Inputs | None") -> dict[str, Tensor]:
@@ -93,7 +94,8 @@ def _dense(
     with ExitStack() as stack:
         stack.enter_context(resident(block, run.skeleton.block_name(index), run.shards, run.dtype, run.device))
         batch = run.batch(inputs.hidden)
-        return observe(block, inputs.hidden, inputs.kwargs[index], wants, batch, onward=onward)
+        counted = run.counted.tokens(inputs.hidden)
+        return observe(block, inputs.hidden, inputs.kwargs[index], wants, batch, onward=onward, counted=counted)
 
 
 def statistic_of(seen: Mapping[str, Observation], reads: str, matrix: str, wanted: str) -> Tensor:

@@ -36,13 +36,15 @@ class MatrixPlan:
     reads: str
     space: str  # that the activation lives in
     reach: Reach  # of an order of that space
+    transposed: bool  # stored as (in, out)
+    routed: bool  # sees only the tokens that a router sends it
     resolved: Resolved | None
     skipped: str | None
 
     @property
     def compares(self) -> bool:
-        """Whether its method wants to know what the dense model has there."""
-        return self.resolved is not None and self.resolved.method.compares
+        """Whether its method wants to know what the dense model has there; its router may send other tokens here."""
+        return self.resolved is not None and self.resolved.method.compares and not self.routed
 
     @property
     def tune(self) -> Bound | None:
@@ -75,6 +77,7 @@ class Plan:
 
     model: str
     model_type: str
+    discovered: bool  # no family knows the model type: blocks and linears were found in the module tree
     device: str
     dtype: str
     blocks: int
@@ -130,6 +133,7 @@ class Plan:
         return {
             "model": self.model,
             "model_type": self.model_type,
+            "discovered": self.discovered,
             "device": self.device,
             "dtype": self.dtype,
             "blocks": self.blocks,
@@ -158,30 +162,35 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
     """
     check_coverage(skeleton, shards)
     places = {
-        f"{skeleton.block_name(block)}.{linear.path}": (block, linear)
-        for block in range(len(skeleton.blocks))
-        for linear in skeleton.family.linears
+        f"{skeleton.block_name(index)}.{linear.path}": (index, linear)
+        for index in range(len(skeleton.blocks))
+        for linear in skeleton.of_block(index).linears
     }
     decided = resolve(recipe, list(places))
     matrices = []
     for name, (block, linear) in places.items():
-        rows, columns = shape_of(skeleton, shards, name)
+        rows, columns = shape_of(skeleton, shards, name, linear.transposed)
         what = decided[name]
         if isinstance(what, Resolved):
             what.pattern.check_width(columns, name)
         fate = (what, None) if isinstance(what, Resolved) else (None, what.reason)
         space = skeleton.family.spaces[linear.reads]
         reach = skeleton.family.reach[space]
-        shape = (rows, columns)
-        matrices.append(MatrixPlan(name, block, linear.path, linear.role, *shape, linear.reads, space, reach, *fate))
+        what_it_is = (name, block, linear.path, linear.role, rows, columns, linear.reads, space, reach)
+        matrices.append(MatrixPlan(*what_it_is, linear.transposed, linear.routed, *fate))
     if not any(matrix.resolved for matrix in matrices):
         raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
     seqlen = recipe.calibration.seqlen or min(2048, skeleton.context)
     if seqlen > skeleton.context:
         raise RecipeError(f"seqlen {seqlen} is longer than the model's context of {skeleton.context} tokens")
+    if recipe.calibration.skip_first >= seqlen:
+        raise RecipeError(
+            f"calibration.skip_first = {recipe.calibration.skip_first} leaves nothing of windows of {seqlen} tokens"
+        )
     draft = Plan(
         model=str(skeleton.folder),
         model_type=skeleton.family.model_type,
+        discovered=not skeleton.family.known,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         blocks=len(skeleton.blocks),
@@ -189,7 +198,7 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
         nsamples=recipe.calibration.nsamples,
         seqlen=seqlen,
         calibration=recipe.calibration.text or "",
-        orders=recipe.orders if any(matrix.permutes for matrix in matrices) else None,
+        orders=_orders(skeleton, recipe) if any(matrix.permutes for matrix in matrices) else None,
         memory_bytes=0,
         seconds=0.0,
     )
@@ -197,6 +206,11 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
     check_folding(draft, skeleton, shards)
     cost = {"memory_bytes": _memory(draft, skeleton), "seconds": _seconds(draft, device)}
     return Plan(**{**draft.__dict__, **cost})
+
+
+def _orders(skeleton: Skeleton, recipe: Recipe) -> str:
+    """What becomes of orders: what was asked for, but what no family knows how to fold is kept beside the weights."""
+    return recipe.orders if skeleton.family.folds or recipe.orders != "fold" else "gather"
 
 
 def _memory(plan: Plan, skeleton: Skeleton) -> int:
@@ -214,7 +228,7 @@ def _memory(plan: Plan, skeleton: Skeleton) -> int:
     stack = 4 * rows * skeleton.hidden_size * 4  # scores, and what the permute step makes of them
     total = block_bytes + max(3 * max(readers.values()), stack)
     if plan.needs_calibration:
-        widest = max(parameter.shape[0] for parameter in skeleton.blocks[0].parameters())
+        widest = max(max(parameter.shape, default=1) for parameter in skeleton.blocks[0].parameters())
         # The dense model's hidden states, and what it has at each activation that is compared.
         compared = {matrix.reads for matrix in plan.matrices if matrix.compares}
         # Where statistics are refreshed, also what reaches the one linear that attention is once it stands.
@@ -265,3 +279,11 @@ def matrices_by_activation(matrices: list[MatrixPlan]) -> Mapping[str, list[Matr
         if matrix.resolved:
             groups.setdefault(matrix.reads, []).append(matrix)
     return groups
+
+
+def in_turn(groups: Mapping[str, list[MatrixPlan]]) -> list[dict[str, list[MatrixPlan]]]:
+    """The groups one by one, but those of a layer's experts, which see nothing of each other, together."""
+    turns: dict[str, dict[str, list[MatrixPlan]]] = {}
+    for reads, matrices in groups.items():
+        turns.setdefault(reads.partition("[")[0], {})[reads] = matrices
+    return list(turns.values())

@@ -13,13 +13,14 @@ from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.core.mask import density
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.block_result import BlockResult
-from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.capture import Inputs, capture
+from eggs_ptp.engine.counted import Counted
 from eggs_ptp.engine.dense import DenseStream, Target
 from eggs_ptp.engine.event import Event, Listener
 from eggs_ptp.engine.masks import MaskFile
 from eggs_ptp.engine.observe import Observation, observe
 from eggs_ptp.engine.orders import order_of, statistic_of
-from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, matrices_by_activation
+from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, in_turn, matrices_by_activation
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
@@ -31,18 +32,6 @@ from eggs_ptp.method.apply import Job, Pruned, prune_readers
 from eggs_ptp.method.step import Bound
 from eggs_ptp.models.fold import space_key
 from eggs_ptp.models.load import Skeleton
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the first block is fed: hidden states (windows, seqlen, hidden), and every block's keyword arguments."""
-
-    hidden: Tensor
-    kwargs: list[dict[str, Any]]
-
-    def copy(self) -> "Inputs":
-        """The same with hidden states of its own, which a run overwrites."""
-        return Inputs(self.hidden.clone(), self.kwargs)
 
 
 @dataclass
@@ -63,6 +52,7 @@ class Run:
     dense_stream: bool = False  # blocks are fed what the dense model gives
     masks: MaskFile | None = None  # masks from outside instead of chosen ones
     folded: dict[str, Tensor] | None = None  # orders of spaces that span the model; None: no order will be folded
+    counted: Counted = field(default_factory=Counted)
     stages: Stages = field(default_factory=Stages)
 
     def inputs(self, windows: Windows) -> Inputs:
@@ -72,15 +62,19 @@ class Run:
             batch = self.batch(windows.tokens)
             return Inputs(*capture(self.skeleton, self.shards, windows.tokens, self.dtype, self.device, batch))
 
-    def blocks(self, inputs: Inputs | None, keep: Callable[[BlockResult], None]) -> None:
-        """Prune block after block; `keep` receives each one as soon as it is finished.
+    def blocks(
+        self, inputs: Inputs | None, keep: Callable[[BlockResult], None], start: int = 0, dense: Tensor | None = None
+    ) -> None:
+        """Prune block after block from `start` on; `keep` receives each one as soon as it is finished.
 
-        `inputs` None is for methods that need no statistics. Their hidden states are overwritten.
+        `inputs` of block `start`: None is for methods that need no statistics; their hidden states are overwritten.
+        `dense` is what the dense model has there, if it is not the same.
         """
         hidden = inputs.hidden if inputs else None
         kwargs = inputs.kwargs if inputs else [{} for _ in self.skeleton.blocks]
-        self.dense = DenseStream(hidden) if hidden is not None and self.plan.needs_dense else None
-        for index, block in enumerate(self.skeleton.blocks):
+        beside = hidden if dense is None else dense
+        self.dense = DenseStream(beside) if beside is not None and self.plan.needs_dense else None
+        for index, block in list(enumerate(self.skeleton.blocks))[start:]:
             keep(self._block(index, block, hidden, kwargs[index]))
             self.tell("block", index + 1)
 
@@ -97,9 +91,9 @@ class Run:
             after = None
             if goes_on and self.dense_stream:
                 after = self._propagate(block, cast(Tensor, hidden).clone(), kwargs, index)
-            rounds = [{reads: groups[reads]} for reads in groups] if self.refresh else [groups]
-            writers = self.skeleton.family.writers if self.refresh else ()
-            settled = Settled(writers, () if hidden is None else hidden.shape)
+            rounds = in_turn(groups) if self.refresh else [groups]
+            family = self.skeleton.of_block(index)
+            settled = Settled(family.writers if self.refresh else (), () if hidden is None else hidden.shape)
             changing = [matrix.path for matrices in groups.values() for matrix in matrices]
             for together in filter(None, rounds):  # a block that is skipped whole is not observed
                 settled.settle(changing)
@@ -108,7 +102,7 @@ class Run:
                 for reads, matrices in together.items():
                     self._prune_group(block, matrices, reads, seen, result)
                     changing = [path for path in changing if path not in {matrix.path for matrix in matrices}]
-            settled.settle([linear.path for linear in self.skeleton.family.linears] if result.masks else changing)
+            settled.settle([linear.path for linear in family.linears] if result.masks else changing)
             if result.masks:
                 self._tune(index, cast(Tensor, hidden), kwargs, result)
             with self.stages.timed("read"):
@@ -125,6 +119,7 @@ class Run:
         """A matrix that will be pruned, with its weight in float32."""
         assert matrix.resolved is not None  # noqa: S101 - nothing else is asked for
         weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
+        weight = weight.T.contiguous() if matrix.transposed else weight
         given = self.masks.read(matrix.name, matrix.rows, matrix.columns).to(self.device) if self.masks else None
         return Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method, matrix.role, given)
 
@@ -143,7 +138,8 @@ class Run:
         self.tell("stage", index, "observe")
         with self.stages.timed("observe"):
             wants = wants_of(groups, lambda method: method.statistics, targets)
-            return observe(block, hidden, kwargs, wants, self.batch(hidden), settled=settled)
+            counted = self.counted.tokens(hidden)
+            return observe(block, hidden, kwargs, wants, self.batch(hidden), settled=settled, counted=counted)
 
     def _tune(self, index: int, hidden: Tensor, kwargs: Mapping[str, Any], result: BlockResult) -> None:
         self.tell("stage", index, "tune")
@@ -166,7 +162,7 @@ class Run:
         asked = [reads for reads, matrices in groups.items() if any(matrix.compares for matrix in matrices)]
         self.tell("stage", index, "dense")
         with self.stages.timed("dense"):
-            targets = dense.advance(block, kwargs, self.skeleton.family, asked, self.batch(dense.hidden))
+            targets = dense.advance(block, kwargs, self.skeleton.of_block(index), asked, self.batch(dense.hidden))
         self.check_finite(dense.hidden, index)
         return targets
 
@@ -210,14 +206,15 @@ class Run:
         if seen is not None:  # the block is in memory, and will run again
             # Replaced, never written to: what is there now may be the mapped file itself.
             linear = cast(nn.Linear, block.get_submodule(matrix.path))
-            linear.weight = nn.Parameter(stored.to(self.dtype), requires_grad=False)
+            weight = stored.T.contiguous() if matrix.transposed else stored
+            linear.weight = nn.Parameter(weight.to(self.dtype), requires_grad=False)
             with self.stages.timed("error"):
                 error = seen.output_error(job.weight, stored.float())
         for slot, spent in pruned.seconds.items():
             self.stages.add(slot, spent)
-        result.tensors[tensor] = stored.cpu()
+        result.tensors[tensor] = (stored.T.contiguous() if matrix.transposed else stored).cpu()
         if matrix.tune:
-            result.masks[matrix.path] = pruned.mask
+            result.masks[matrix.path] = pruned.mask.T if matrix.transposed else pruned.mask
         if pruned.order is not None:
             self._keep_order(matrix, pruned.order, result)
         record = {
@@ -234,6 +231,10 @@ class Run:
             "seconds": seconds,
             **pruned.facts,
         }
+        record |= {"transposed": True} if matrix.transposed else {}
+        if matrix.routed:
+            seen_by = {"tokens": seen.moments.tokens, "all_tokens": seen.everything} if seen else {}
+            record |= {"routed": True, **seen_by}
         if self.masks is not None:
             record["mask"] = str(self.masks.path)  # not the method's own choice
         result.records.append(record)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from eggs_ptp.calibration.windows import Windows
+from eggs_ptp.engine.capture import Inputs
 from eggs_ptp.engine.plan import Plan
-from eggs_ptp.engine.run import Inputs, Run
+from eggs_ptp.engine.run import Run
 from eggs_ptp.recipe.recipe import Recipe
 
 

@@ -1,7 +1,7 @@
 """A pruned block tuned as a whole, with what the dense model makes of the same windows."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.core.noted import Fact
 from eggs_ptp.core.seed import generator_for
-from eggs_ptp.engine.resident import resident
+from eggs_ptp.engine.head import head_of
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.method.step import Bound
 
@@ -35,7 +35,7 @@ def tune_block(
         NumericsError: the loss is not finite; names the block.
     """
     block, name = run.skeleton.blocks[index], run.skeleton.block_name(index)
-    given = {key: _trainable(value) for key, value in kwargs.items()}
+    given = {key: trainable(value) for key, value in kwargs.items()}
 
     def call(windows: Tensor) -> Tensor:
         output = block(windows, **given)
@@ -52,7 +52,7 @@ def tune_block(
     }
     last = index + 1 == len(run.skeleton.blocks)
     with ExitStack() as stack:
-        data["logits"] = stack.enter_context(_head(run)) if last and "logits" in step.data else None
+        data["logits"] = stack.enter_context(head_of(run)) if last and "logits" in step.data else None
         try:
             found, facts = step(data.__getitem__)
         except NumericsError as error:
@@ -66,24 +66,11 @@ def tune_block(
     return stored, facts
 
 
-@contextmanager
-def _head(run: "Run") -> Iterator[Callable[[Tensor], Tensor]]:
-    """All that follows the blocks: the final norm and the head, brought into memory."""
-    model, norm = run.skeleton.model, run.skeleton.model.get_submodule(run.skeleton.family.norm)
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    path = next(path for path, module in model.named_modules() if module is head)
-    with (
-        resident(norm, run.skeleton.family.norm, run.shards, run.dtype, run.device),
-        resident(head, path, run.shards, run.dtype, run.device),
-    ):
-        yield lambda hidden: head(norm(hidden))
-
-
-def _trainable(value: Any) -> Any:
+def trainable(value: Any) -> Any:
     """The same, with tensors that may be part of a backward pass: those made in inference mode may not."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False):
             return value.clone()
     if isinstance(value, tuple):
-        return tuple(_trainable(part) for part in value)
+        return tuple(trainable(part) for part in value)
     return value
