@@ -32,7 +32,7 @@ drawn anew for each seed), and one evaluator has judged the folders on other tex
   the same machine, so the wall clock tells little.
 - A name with a tool before it is that tool's own code in an environment of its own; all others are this project's.
 
-- *small* is a sibling of the built-in model (*demo*): `python training/train_demo.py --steps 6000 --hidden 64
+- *small* is a sibling of the built-in model (*demo*): `python training/train_demo.py --steps 3000 --hidden 64
   --intermediate 128 --layers 5 --heads 4 --out build/small`. No preset was tuned on it.
 
 Rows are sorted from most excess to least.
