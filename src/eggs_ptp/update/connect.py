@@ -42,7 +42,7 @@ def connect(
     `B` "auto" is the number, of 0, 1, 2, 5, 10, 20, ..., out // M, with the least loss tr((W - W') H (W - W')^T), tried
     upwards, with `iterations` of least squares each, until one does not lose less. On two models with 64 to 384 rows it
     grows with the rows and halves at 4:8: after RIA's mask 1 at 64 rows, 3 at 128, 6 and 18 at 320 and 384 for 2:4
-    (means); after masks that the loss has chosen (alps, reselect) it is 0 in 167 matrices of 168. `diagonal` and
+    (means); after masks that the loss has chosen (reselect) 0 to 2. `diagonal` and
     `damping` are as in `expander` and `pcg`; "best" is by s.
 
     `weight`, `mask` and `start`, the weights of an update step before (out, in), columns permuted already; `gram`
