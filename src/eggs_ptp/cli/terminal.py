@@ -12,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from eggs_ptp.report.words import seconds_text as seconds_text
+
 if TYPE_CHECKING:
     from eggs_ptp.engine.event import Event
 
@@ -62,18 +64,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def bytes_text(count: float) -> str:
     """Decimal units: `812 MB`, `1.4 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def seconds_text(seconds: float) -> str:
-    """`0.42 s`, `12 s`, `3 min 20 s`, `1 h 05 min`."""
-    if seconds < 10:
-        return f"{seconds:.2f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def memory_now() -> int:
