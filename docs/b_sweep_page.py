@@ -12,6 +12,7 @@ _KINDS = ("best", "circulant", "staircase")
 _METHODS = {
     "eggs": "kept weights as they were",
     "ria_cp+connect+pcg": "kept weights solved for",
+    "ria_cp+connect+pcg+adam": "kept weights solved for, and blocks tuned",
 }
 _HEAD = """# How many EGGS blocks: B from none to all
 
@@ -31,14 +32,16 @@ def b_sweep() -> str:
     parts, found = [_HEAD], {}
     for model, facts in record["models"].items():
         for method, meaning in _METHODS.items():
-            cells = _cells(record, model, method)
+            if not (cells := _cells(record, model, method)):
+                continue
             numbers = sorted({number for number, _ in cells if number is not None})
             parts.append(f"## {model}, {meaning} (`{method}`)\n\nDense: {facts['dense']:.2f}.\n")
-            parts += [f"| B | {' | '.join(_KINDS)} |", f"|--:|{'--:|' * len(_KINDS)}"]
+            kinds = [kind for kind in _KINDS if (0, kind) in cells or (numbers[-1], kind) in cells]
+            parts += [f"| B | {' | '.join(kinds)} |", f"|--:|{'--:|' * len(kinds)}"]
             parts += [
-                f"| {number} | {' | '.join(f'{cells[number, kind]:.3f}' for kind in _KINDS)} |" for number in numbers
+                f"| {number} | {' | '.join(f'{cells[number, kind]:.3f}' for kind in kinds)} |" for number in numbers
             ]
-            parts.append(f"| auto | {cells[None, 'best']:.3f} | | |\n")
+            parts.append(f"| auto | {cells[None, 'best']:.3f} |{' |' * (len(kinds) - 1)}\n")
             found[model, method] = cells
     parts.append("## What it says\n\n" + _reading(found) + "\n")
     return "\n".join([*parts, "## How it was made\n", made_by(record)])
