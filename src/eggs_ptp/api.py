@@ -24,7 +24,8 @@ from eggs_ptp.engine.plan import Plan, plan_run
 from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
-from eggs_ptp.engine.usage import MemoryWatch
+from eggs_ptp.engine.shelf import Shelf
+from eggs_ptp.engine.usage import MemoryWatch, limited
 from eggs_ptp.errors import CalibrationError, CheckpointError, RecipeError
 from eggs_ptp.evaluation.assessment import Assessment
 from eggs_ptp.evaluation.assessment import assess as assess_subjects
@@ -45,13 +46,14 @@ def plan(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    memory: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     **settings: Any,
 ) -> Plan:
     """Decide what `prune` would do to every matrix, and estimate its cost; no weight is read.
 
-    `settings` are those of `prune`.
+    `settings` are those of `prune`, and so is `memory`.
 
     Raises:
         EggsError: the model, the recipe or their combination is not possible; see `engine.plan.plan_run`.
@@ -62,7 +64,8 @@ def plan(
     if asked.calibration.text is not None:
         _check_source(asked)
     skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
-    return plan_run(skeleton, Shards(folder, ties=skeleton.ties), asked, device=where, dtype=kind)
+    shards = Shards(folder, ties=skeleton.ties)
+    return plan_run(skeleton, shards, asked, device=where, dtype=kind, memory=memory)
 
 
 def prune(
@@ -72,6 +75,7 @@ def prune(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    memory: int | None = None,
     overwrite: bool = False,
     journal: bool = False,
     revision: str | None = None,
@@ -85,22 +89,27 @@ def prune(
     Say how by a `recipe`, or by `settings`, the keys of one: `method="ria"`, `pattern="4:8"`, `seed=1`,
     `calibration="text.jsonl"`, `nsamples=64`, `steps={"score": {"alpha": 0.7}}`, ... (see `recipe.read.read_recipe`).
 
+    `memory` is what the process may take in bytes, libraries and all: activations go to files as far as they must, and
+    the system refuses it more (Linux).
+
     The folder appears when it is whole; if anything fails, nothing is left behind but, with `journal`, what the same
     call goes on from. Runs on one model can be given one `shared`, which keeps what does not depend on the method.
 
     Raises:
         EggsError: see the kinds in `eggs_ptp.errors`.
+        MemoryError: the run takes more than `memory` all the same.
     """
     start = time.perf_counter()
-    with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite, journal=journal) as draft:
+    with limited(memory), MemoryWatch() as watch, Draft(Path(output), overwrite=overwrite, journal=journal) as draft:
         asked = _recipe(model, recipe, settings)
         folder = _folder(model, revision)
         _check_apart(Path(output), folder)
         _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
-        decided = plan_run(skeleton, shards, asked, device=find_device(device), dtype=find_dtype(dtype))
-        run = _run(decided, skeleton, shards, asked, listener)
+        where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype), "memory": memory}
+        decided = plan_run(skeleton, shards, asked, **where)
+        run = _run(decided, skeleton, shards, asked, listener, Shelf(decided.budget.allowance, draft.workplace))
         windows, inputs = None, None
         if decided.needs_calibration:
             draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
@@ -115,18 +124,20 @@ def prune(
             device=decided.device,
             dtype=decided.dtype,
             orders=decided.orders,
+            batch_tokens=decided.budget.batch_tokens,
+            memory=memory,
             output=str(output),
         )
         fold, orders = write_blocks(run, inputs, draft, record)
-        memory.look()
+        watch.look()
         record.seconds += time.perf_counter() - start
         record.stages = run.stages.seconds
-        record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
-        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.apply)
+        record.peak_memory_bytes, record.baseline_memory_bytes = watch.peak, watch.baseline
+        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.pieces)
     return record
 
 
-def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener) -> Run:
+def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener, shelf: Shelf) -> Run:
     return Run(
         decided,
         skeleton,
@@ -141,6 +152,7 @@ def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, liste
         masks=MaskFile(Path(asked.mask)) if asked.mask else None,
         folded={} if decided.folds else None,
         counted=Counted(asked.calibration.skip_first, asked.calibration.massive),
+        shelf=shelf,
     )
 
 

@@ -38,9 +38,8 @@ def write_blocks(
         text = f"Going on behind block {done} of {run.plan.blocks}, finished earlier ({draft.output})"
         run.listener(Event("remark", done, run.plan.blocks, text))
         if given:
-            stream = draft.journal.stream()
-            given, dense = Inputs(stream["hidden"].to(run.device), given.kwargs), stream.get("dense")
-            dense = None if dense is None else dense.to(run.device)
+            stream = draft.journal.stream(run.shelf, run.device)
+            given, dense = Inputs(stream["hidden"], given.kwargs), stream.get("dense")
     elif draft.journal:
         stored = sum(run.shards.bytes(name) for name in run.shards.names)
         if lack := draft.journal.lacks_room(given.hidden.nbytes * (1 + run.plan.needs_dense) if given else 0, stored):
@@ -51,7 +50,7 @@ def write_blocks(
     inside = f"{run.skeleton.family.blocks}."
     for name in run.shards.names:
         if not name.startswith(inside):
-            record.untouched[name] = sha256_of(written.fold.apply(name, run.shards.read(name)))
+            record.untouched[name] = sha256_of(written.fold.pieces(name, run.shards.read(name)))
     return written.fold, written.orders
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eggs_ptp.checkpoint.journal import Journal, identity_of
 from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.workplace import Workplace, exchange, flush
 from eggs_ptp.engine.shards import Shards, save_tensors
 from eggs_ptp.errors import (
@@ -86,6 +87,11 @@ class Draft:
             for folder in self._made:
                 folder.rmdir()
 
+    @property
+    def workplace(self) -> Path:
+        """The folder in which the output is made, on the disk that it will be on."""
+        return self._place.path
+
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
         if self._previous.exists() and not self.output.exists():
@@ -151,12 +157,12 @@ class Draft:
         orders: Mapping[str, Tensor],
         manifest: Mapping[str, object],
         card: str,
-        change: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
+        change: Callable[[str, Tensor], Iterable[Tensor]] = lambda _, tensor: [tensor],
     ) -> None:
         """Add everything that is not in a block, and move the folder into place.
 
-        Tensors outside the blocks, by name as `change` leaves them, config, generation config and tokenizer files are
-        the source's own, byte for byte.
+        Tensors outside the blocks, some rows at a time as `change` gives them by name, config, generation config and
+        tokenizer files are the source's own, byte for byte.
 
         Raises:
             CheckpointError: something cannot be written; the previous output is untouched.
@@ -189,17 +195,22 @@ class Draft:
             self._move()
         self._published = True
 
-    def _gather(self, shards: Shards, change: Callable[[str, Tensor], Tensor]) -> None:
+    def _gather(self, shards: Shards, change: Callable[[str, Tensor], Iterable[Tensor]]) -> None:
         """Turn the block files and the rest into model.safetensors, or into shards with an index."""
         blocks = sorted(self._blocks.glob("block-*.safetensors"))
         parts = {path: Shards.of_file(path) for path in blocks}
         inside = {name for part in parts.values() for name in part.names}
         rest = [name for name in shards.names if name not in inside]
         total = sum(shards.bytes(name) for name in shards.names)
+        specs = {name: Spec(shards.dtype(name), shards.shape(name)) for name in rest}
         if total <= _ONE_FILE:
-            tensors = {name: part.read(name) for part in parts.values() for name in part.names}
-            tensors.update({name: change(name, shards.read_sound(name)) for name in rest})
-            save_tensors(tensors, self.folder / "model.safetensors")
+            given = {name: part for part in parts.values() for name in part.names}
+            specs |= {name: Spec(part.dtype(name), part.shape(name)) for name, part in given.items()}
+            with Stream(self.folder, specs) as stream:
+                for name, part in given.items():
+                    stream.put(name, part.read(name))
+                for name in rest:
+                    stream.put_rows(name, change(name, shards.read_sound(name)))
             return
         count = len(blocks) + 1
         where = {}
@@ -211,7 +222,10 @@ class Draft:
             except OSError:
                 shutil.copyfile(path, self.folder / target)
         target = f"model-{count:05d}-of-{count:05d}.safetensors"
-        save_tensors({name: change(name, shards.read_sound(name)) for name in rest}, self.folder / target)
+        with Stream(self._place.path, specs, largest=total) as stream:
+            for name in rest:
+                stream.put_rows(name, change(name, shards.read_sound(name)))
+        (self._place.path / "model.safetensors").rename(self.folder / target)
         where.update(dict.fromkeys(rest, target))
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eggs_ptp.checkpoint.record import RunRecord, versions
 from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.workplace import flush
 from eggs_ptp.engine.shards import Shards, save_tensors
+from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.errors import CheckpointError, ModelError
 
 _RUN = "journal.json"
@@ -137,10 +139,10 @@ class Journal:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
         self.entries.append(entry)
 
-    def stream(self) -> dict[str, Tensor]:
+    def stream(self, shelf: Shelf, device: torch.device) -> dict[str, Tensor]:
         """The hidden states that enter the first block that is not finished."""
         shards = Shards.of_file(self._path(self.blocks) / _STREAM / "model.safetensors")
-        return {name: shards.read(name).clone() for name in shards.names}  # what is read may be the mapped file
+        return {name: shelf.copy(shards.read(name), device) for name in shards.names}  # what is read may be the file
 
     def lacks_room(self, stream: int, output: int) -> str | None:
         """Say so if the disk has no room for `output` bytes and twice those of the stream (one goes, one comes)."""
@@ -192,7 +194,8 @@ def identity_of(record: RunRecord, folder: Path) -> dict[str, Any]:
         "recipe": record.recipe,
         "mask file": _sha256(Path(mask)) if mask else None,
         "calibration": record.calibration,
-        "computing": {"device": record.device, "dtype": record.dtype, "orders": record.orders},
+        "computing": {"device": record.device, "dtype": record.dtype, "orders": record.orders}
+        | {"batch_tokens": record.batch_tokens},
     }
 
 

@@ -39,6 +39,8 @@ class RunRecord:
     tuned: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    batch_tokens: int = 0
+    memory: int | None = None
     peak_memory_bytes: int = 0
     baseline_memory_bytes: int = 0
     output: str = ""
@@ -58,6 +60,8 @@ class RunRecord:
             "orders": self.orders,
             "seconds": self.seconds,
             "stages": self.stages,
+            "batch_tokens": self.batch_tokens,
+            "memory": self.memory,
             "peak_memory_bytes": self.peak_memory_bytes,
             "baseline_memory_bytes": self.baseline_memory_bytes,
             "matrices": self.matrices,

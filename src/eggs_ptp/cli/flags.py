@@ -101,6 +101,15 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if 
 DTypeFlag = Annotated[
     DType, typer.Option("--dtype", help="Type that blocks are computed in.", rich_help_panel=_RUN, case_sensitive=False)
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What the process may take, such as 8GiB: activations go to files as far as they must.",
+        rich_help_panel=_RUN,
+        show_default=False,
+    ),
+]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a model on the hub.", rich_help_panel=_RUN)
 ]
@@ -133,6 +142,22 @@ def recipe_of(file: Path | None, overrides: list[str] | None, **flags: Any) -> "
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     return read_recipe(file, overrides or [], **given)
+
+
+def memory_of(text: str | None) -> int | None:
+    """The bytes that `--memory` says.
+
+    Raises:
+        RecipeError: no size.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from eggs_ptp.errors import RecipeError
+
+    try:
+        return None if text is None else int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise RecipeError(f"--memory: expected a size such as 8GiB or 800MB, came {text!r}") from None
 
 
 def values_of(text: str, revision: str | None, trust_remote_code: bool) -> list[str]:

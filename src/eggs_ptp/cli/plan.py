@@ -33,6 +33,7 @@ def plan(
     mask: flags.Mask = None,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
+    memory: flags.Memory = None,
     revision: flags.Revision = None,
     trust_remote_code: flags.TrustRemoteCode = False,
     json: flags.Json = False,
@@ -57,7 +58,13 @@ def plan(
         mask=str(mask) if mask else None,
     )
     decided = api.plan(
-        model, asked, device=device, dtype=dtype.value, revision=revision, trust_remote_code=trust_remote_code
+        model,
+        asked,
+        device=device,
+        dtype=dtype.value,
+        memory=flags.memory_of(memory),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     if json:
         print_json(decided.to_dict())
@@ -103,4 +110,10 @@ def summary(model: str, decided: "Plan") -> list[str]:
     if data["orders"]:
         lines.append(f"channel orders: {_ORDERS[data['orders']]}")
     lines.append(f"about {bytes_text(data['memory_bytes'])} on top of the libraries, {seconds_text(data['seconds'])}")
+    if decided.budget.allowance is not None:
+        held = bytes_text(decided.budget.allowance)
+        lines.append(
+            f"within --memory: batches of {decided.budget.batch_tokens} tokens, {held} of activations in memory, the "
+            "others in files beside the output"
+        )
     return lines

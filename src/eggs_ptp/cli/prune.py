@@ -41,6 +41,7 @@ def prune(
     try_text: flags.TryText = None,
     device: flags.Device = "auto",
     dtype: flags.DTypeFlag = DType.auto,
+    memory: flags.Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")] = False,
     journal: _Journal = True,
     revision: flags.Revision = None,
@@ -72,13 +73,16 @@ def prune(
     asked, found = recipes[tried[0]] if tried else recipe_of(set_), dict[str, float]()
     where: dict[str, Any] = {"device": device, "dtype": dtype.value}
     trust: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    budget = flags.memory_of(memory)
     Draft(output, overwrite=overwrite)  # refused before anything is said about what will be done
     if not json:
-        line("\n".join(summary(model, api.plan(model, asked, **where, **trust))), stderr=True)
+        line("\n".join(summary(model, api.plan(model, asked, memory=budget, **where, **trust))), stderr=True)
     if try_:
         found = _choose(recipes, model, try_text, where, quiet=json)
         asked = recipes[next(iter(found))]
-    record = _prune(context, json, model, output, asked, overwrite=overwrite, journal=journal, **where, **trust)
+    record = _prune(
+        context, json, model, output, asked, overwrite=overwrite, journal=journal, memory=budget, **where, **trust
+    )
     extra = {"output": str(output), **({"tried": found} if found else {})}
     print_json({**record.to_dict(), **extra}) if json else _report(record, output)
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_AT_ONCE = 1 << 22  # weights solved for at a time, as several times their memory is needed
+
 
 def row_losses(change: Tensor, hessian: Tensor) -> Tensor:
     """Loss d H d^T of each row d of `change` (out, in): (out,)."""
@@ -27,6 +29,13 @@ def least_squares(
     Rows are problems of their own: each has its own step sizes, and leaves once a step has lowered its loss by less
     than `tolerance` of it. The preconditioner is 1 / diag H. All (out, in), `hessian` (in, in), of one type.
     """
+    rows = max(1, _AT_ONCE // len(hessian))
+    parts = zip(*(whole.split(rows) for whole in (weight, mask, start)), strict=True)
+    solved = [_solved(dense, kept, begin, hessian, iterations, tolerance) for dense, kept, begin in parts]
+    return solved[0] if len(solved) == 1 else torch.cat(solved)
+
+
+def _solved(weight: Tensor, mask: Tensor, start: Tensor, hessian: Tensor, iterations: int, tolerance: float) -> Tensor:
     diagonal = hessian.diagonal()
     inverse = torch.where(diagonal > 0, diagonal.reciprocal(), 0.0)
     solution = start * mask

@@ -46,15 +46,15 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
 _AMPLE = 32  # tokens per channel; measured on held-out text, more damping gains nothing from here on
 
 
-def damped(gram: Tensor, damping: float, tokens: Tensor | None = None) -> Tensor:
-    """H = gram + damping * mean(diag gram) * I, in float32 at least.
+def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """H = gram + damping * mean(diag gram) * I, in `dtype`; float32 at least without one.
 
     Where `tokens` says how many gram was made of, `damping` is multiplied by max(1, 32 in / tokens).
 
     Raises:
         NumericsError: `gram` is zero or holds NaN.
     """
-    hessian = gram.clone() if gram.dtype == torch.float64 else gram.to(torch.float32, copy=True)
+    hessian = gram.to(dtype or torch.promote_types(gram.dtype, torch.float32), copy=True)
     mean = hessian.diagonal().mean()
     if not mean > 0:
         raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")

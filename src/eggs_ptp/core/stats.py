@@ -89,7 +89,7 @@ class Moments:
         if not self.tokens:
             raise CalibrationError(f"{name}: no calibration token reached this matrix, so it has no {statistic}")
         value = STATISTICS[statistic].derive(self).float()
-        bad = int((~torch.isfinite(value)).sum())
+        bad = sum(int((~torch.isfinite(part)).sum()) for part in value.view(-1).split(_IN_CACHE))
         if bad:
             raise NumericsError(
                 f"{name}: {bad} of {value.numel()} entries of {statistic} are NaN or infinite, so the activations "
@@ -115,8 +115,15 @@ def _variance_within(moments: Moments) -> Tensor:
 
 
 def _gram(moments: Moments) -> Tensor:
-    lower = moments.sums["gram"].tril()
-    return (lower + lower.tril(-1).T) / moments.tokens
+    lower = moments.sums["gram"]
+    whole = torch.empty_like(lower)
+    for first in range(0, moments.width, _GRAM_ROWS):
+        last = min(first + _GRAM_ROWS, moments.width)
+        torch.div(lower[first:last, :last], moments.tokens, out=whole[first:last, :last])
+        whole[:first, first:last] = whole[first:last, :first].T
+        corner = whole[first:last, first:last]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+    return whole
 
 
 def _cross(moments: Moments) -> Tensor:

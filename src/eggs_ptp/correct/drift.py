@@ -9,6 +9,8 @@ from torch import Tensor
 from eggs_ptp.core.linalg import damped
 from eggs_ptp.errors import NumericsError
 
+_ROWS = 1024  # solved for at a time: bounds the memory beside H
+
 
 def drift(
     weight: Tensor,
@@ -34,14 +36,23 @@ def drift(
     Raises:
         NumericsError: gram is zero, or not positive definite with this damping.
     """
-    hessian = damped(gram.double(), damping)
-    dense = weight.double()
-    pulled = cross.double() + damping * gram.double().diagonal().mean() * dense
-    lower, failed = torch.linalg.cholesky_ex(hessian)
+    lower = damped(gram, damping, dtype=torch.float64)
+    failed = torch.zeros((), dtype=torch.int32, device=lower.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))  # in its place: the largest there is here
     if failed:
         raise NumericsError(
             f"gram: with damping {damping:g} it is not positive definite; raise steps.correct.damping to "
             f"{max(10 * damping, 0.01):g}"
         )
-    solved = torch.cholesky_solve(pulled.T, lower).T
+    pull = damping * gram.diagonal().mean(dtype=torch.float64)
+    return torch.cat(
+        [_answered(*rows, lower, pull, share) for rows in zip(weight.split(_ROWS), cross.split(_ROWS), strict=True)]
+    )
+
+
+def _answered(weight: Tensor, cross: Tensor, lower: Tensor, pull: Tensor, share: float) -> Tensor:
+    """The corrected rows of a matrix, given the factor of H."""
+    dense = weight.double()
+    half = torch.linalg.solve_triangular(lower.mT, cross.double() + pull * dense, upper=True, left=False)
+    solved = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
     return torch.lerp(dense, solved, share).float()

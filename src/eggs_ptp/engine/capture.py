@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.shelf import Shelf, finite
 from eggs_ptp.errors import ModelError, NumericsError
 from eggs_ptp.models.load import Skeleton
 
@@ -74,12 +75,18 @@ class _Recorder(StandIn):
 
 
 def capture(
-    skeleton: Skeleton, shards: Shards, tokens: Tensor, dtype: torch.dtype, device: torch.device, batch: int
+    skeleton: Skeleton,
+    shards: Shards,
+    tokens: Tensor,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    shelf: Shelf | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Run everything before the first block.
 
-    Returns the hidden states (windows, seqlen, hidden) in `dtype`, and per block the keyword arguments it is
-    called with, made for one window so that they fit any batch.
+    Returns the hidden states (windows, seqlen, hidden) in `dtype`, on the `shelf`, and per block the keyword arguments
+    it is called with, made for one window so that they fit any batch.
 
     Raises:
         NumericsError: the embeddings give NaN or infinity.
@@ -89,8 +96,10 @@ def capture(
         if any(_size(value) > 1 for given in kwargs for value in given.values()):
             _, twice = _pass(skeleton, tokens[:1].repeat(2, 1).to(device))
             _repeat(skeleton, kwargs, twice)
-        hidden = torch.cat([_pass(skeleton, part.to(device))[0] for part in tokens.split(batch)])
-    if not torch.isfinite(hidden).all():
+        hidden = (shelf or Shelf()).empty((*tokens.shape, skeleton.hidden_size), dtype, device)
+        for given, part in zip(hidden.split(batch), tokens.split(batch), strict=True):
+            given.copy_(_pass(skeleton, part.to(device))[0])
+    if not finite(hidden):
         raise NumericsError(f"{skeleton.folder}: the embeddings of the calibration tokens hold NaN or infinity")
     return hidden, [_clean(given) for given in kwargs]
 

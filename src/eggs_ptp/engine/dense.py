@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.family import Family
 
@@ -57,8 +58,9 @@ class Residual:
 class DenseStream:
     """The dense model's hidden states at the input of a block, (windows, seqlen, hidden)."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden.clone()
+    def __init__(self, hidden: Tensor, shelf: Shelf | None = None) -> None:
+        self._shelf = shelf or Shelf()
+        self.hidden = self._shelf.copy(hidden)
 
     def advance(
         self, block: nn.Module, kwargs: Mapping[str, Any], family: Family, asked: Iterable[str], batch: int
@@ -70,38 +72,41 @@ class DenseStream:
         """
         writers = family.writers
         paths = {reads: [linear.path for linear in family.linears if linear.reads == reads] for reads in asked}
-        kept: dict[str, list[Tensor]] = {reads: [] for reads in paths}
+        kept: dict[str, Tensor] = {}
+        shape, device = self.hidden.shape[:2], next(block.parameters()).device
         alone = {path: reads for reads, (path, *others) in paths.items() if path in writers and not others}
-        residual = Residual()
+        residual, windows = Residual(), slice(0)
+
+        def keep(reads: str, value: Tensor) -> None:
+            if reads not in kept:
+                kept[reads] = self._shelf.empty((*shape, value.shape[-1]), value.dtype, value.device)
+            here = kept[reads][windows]
+            here.copy_(value.reshape(here.shape))  # some blocks flatten windows into one
 
         def wrote(path: str) -> None:
             if path in alone:
                 bias = cast(nn.Linear, block.get_submodule(path)).bias  # is added whatever the weight is
-                kept[alone[path]].append(residual.now if bias is None else residual.now - bias)
+                keep(alone[path], residual.now if bias is None else residual.now - bias)
 
         with residual.of(block, writers, wrote), torch.inference_mode():
             handles = [
-                block.get_submodule(path).register_forward_pre_hook(
-                    lambda _m, args, reads=reads: kept[reads].append(args[0].clone())
-                )
+                block.get_submodule(path).register_forward_pre_hook(lambda _m, args, reads=reads: keep(reads, args[0]))
                 for reads, (path, *_) in paths.items()
                 if path not in alone
             ]
             try:
-                for part in self.hidden.split(batch):
-                    output = block(part, **kwargs)
+                for first in range(0, len(self.hidden), batch):
+                    windows = slice(first, first + batch)
+                    part = self.hidden[windows]
+                    output = block(part.to(device), **kwargs)
                     part.copy_(output[0] if isinstance(output, tuple) else output)
             finally:
                 for handle in handles:
                     handle.remove()
-        if never := [paths[reads][0] for reads, parts in kept.items() if not parts]:
+        if never := [path for reads, (path, *_) in paths.items() if reads not in kept]:
             raise CalibrationError(
                 f"{never[0]}: the block runs without calling this linear, so no calibration token reaches it; leave it "
                 f"out with --exclude '*.{never[0]}'"
             )
         streams = set(alone.values())
-        shape = self.hidden.shape[:2]
-        return {
-            reads: Target(torch.cat(parts).reshape(*shape, -1), writers if reads in streams else ())
-            for reads, parts in kept.items()
-        }
+        return {reads: Target(values, writers if reads in streams else ()) for reads, values in kept.items()}

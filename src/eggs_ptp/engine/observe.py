@@ -99,13 +99,14 @@ def observe(
     seen = {reads: Observation(want, tokens, hidden.device) for reads, want in wants.items()}
     watch = _Watch(wants, seen, counted, stop=not onward)
     settled = settled or Settled((), hidden.shape)
+    device = next(block.parameters()).device
     starving = starved_on_everything(block, hidden, kwargs, batch, {want.path for want in wants.values()})
     with starving as starved, settled.on(block), watch.on(block), torch.inference_mode():
         for place, part in enumerate(hidden.split(batch)):
             watch.windows = settled.windows = slice(place * batch, place * batch + len(part))
             watch.shape = part.shape[:2]
             try:
-                output = block(part, **kwargs)
+                output = block(part.to(device), **kwargs)
             except _Seen:
                 continue
             if onward:
@@ -153,7 +154,7 @@ class _Watch:
             activation = activation.view(*self.shape, -1)
         target, dense = self._wants[name].target, activation
         if target is not None:
-            dense = target.values[self.windows]
+            dense = target.values[self.windows].to(activation.device)
             dense = dense - self._residual.now if target.writers else dense
         counted = None if self._counted is None else self._counted[self.windows]
         expert = self._block.get_submodule(self._wants[name].path.rpartition(".")[0])

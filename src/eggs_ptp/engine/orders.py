@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.core.stats import STATISTICS
+from eggs_ptp.engine.budget import ORDER_ROWS
 from eggs_ptp.engine.observe import Observation, observe
-from eggs_ptp.engine.plan import ORDER_ROWS, MatrixPlan, matrices_by_activation, order_stride
+from eggs_ptp.engine.plan import MatrixPlan, matrices_by_activation, order_stride
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.wants import wants_of
 from eggs_ptp.method.apply import Job, OneOrder, common_permute, score_of

@@ -3,12 +3,13 @@
 import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.engine.budget import Budget, budget_of, needs_of
 from eggs_ptp.engine.fit import check_coverage, check_folding, check_tuning, shape_of
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import RecipeError
@@ -18,8 +19,6 @@ from eggs_ptp.models.load import Skeleton
 from eggs_ptp.recipe.recipe import Recipe
 from eggs_ptp.recipe.targets import Resolved, resolve
 
-BATCH_TOKENS = 2048  # tokens that run through a block at once
-ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
 ORDER_TOKENS = 8192  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
 
 
@@ -88,6 +87,7 @@ class Plan:
     orders: str | None  # what becomes of the orders that are found; None where no matrix permutes
     memory_bytes: int
     seconds: float
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def needs_calibration(self) -> bool:
@@ -142,22 +142,31 @@ class Plan:
             "nsamples": self.nsamples if self.needs_calibration else 0,
             "seqlen": self.seqlen if self.needs_calibration else 0,
             "memory_bytes": self.memory_bytes,
+            "batch_tokens": self.budget.batch_tokens,
+            "activations_in_memory": self.budget.allowance,
             "seconds": self.seconds,
             "matrices": [matrix.to_dict() for matrix in self.matrices],
         }
 
 
-def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torch.device, dtype: torch.dtype) -> Plan:
-    """Decide about every matrix.
+def plan_run(
+    skeleton: Skeleton,
+    shards: Shards,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: int | None = None,
+) -> Plan:
+    """Decide about every matrix, and how the run fits into `memory` bytes.
 
-    `memory_bytes` is what the run adds to the process: the hidden states of all windows, one block in float32 and
-    in its stored type, its statistics, and three copies of its largest group of readers for scores and masks.
+    `memory_bytes` is what the run adds to the process where it is fastest, see `engine.budget.needs_of`.
     `seconds` is two forward passes over every block at the speed of a matrix product measured now, three where an
     order is folded that spans the model.
 
     Raises:
         ModelError: a block has a linear that the family does not know, or tensors do not fit the config.
-        RecipeError: the rules leave nothing to prune.
+        RecipeError: the rules leave nothing to prune, or it does not fit into `memory`.
         PatternError: a pattern that does not fit a matrix, its method, or the heads inside which it is permuted.
     """
     check_coverage(skeleton, shards)
@@ -204,45 +213,14 @@ def plan_run(skeleton: Skeleton, shards: Shards, recipe: Recipe, *, device: torc
     )
     check_tuning(draft)
     check_folding(draft, skeleton, shards)
-    cost = {"memory_bytes": _memory(draft, skeleton), "seconds": _seconds(draft, device)}
+    cost: dict[str, Any] = {"memory_bytes": needs_of(draft, skeleton).total, "seconds": _seconds(draft, device)}
+    cost["budget"] = budget_of(draft, skeleton, memory)
     return Plan(**{**draft.__dict__, **cost})
 
 
 def _orders(skeleton: Skeleton, recipe: Recipe) -> str:
     """What becomes of orders: what was asked for, but what no family knows how to fold is kept beside the weights."""
     return recipe.orders if skeleton.family.folds or recipe.orders != "fold" else "gather"
-
-
-def _memory(plan: Plan, skeleton: Skeleton) -> int:
-    block_bytes = max(sum(2 * parameter.numel() * 4 for parameter in block.parameters()) for block in skeleton.blocks)
-    readers: dict[tuple[int, str], int] = {}
-    sums: dict[tuple[int, str], int] = {}
-    for matrix in plan.matrices:
-        if matrix.resolved:
-            key = (matrix.block, matrix.reads)
-            readers[key] = readers.get(key, 0) + matrix.rows * matrix.columns * 4
-            wanted = matrix.resolved.method.statistics
-            sums[key] = 4 * matrix.columns**2 if "gram" in wanted else 8 * matrix.columns * len(wanted)
-            sums[key] += 4 * matrix.columns * skeleton.hidden_size if matrix.compares else 0
-    rows = min(ORDER_ROWS, sum(matrix.rows for matrix in plan.folding("model")))
-    stack = 4 * rows * skeleton.hidden_size * 4  # scores, and what the permute step makes of them
-    total = block_bytes + max(3 * max(readers.values()), stack)
-    if plan.needs_calibration:
-        widest = max(max(parameter.shape, default=1) for parameter in skeleton.blocks[0].parameters())
-        # The dense model's hidden states, and what it has at each activation that is compared.
-        compared = {matrix.reads for matrix in plan.matrices if matrix.compares}
-        # Where statistics are refreshed, also what reaches the one linear that attention is once it stands.
-        total += (
-            (1 + plan.needs_dense + len(compared) + plan.compares)
-            * plan.nsamples
-            * plan.seqlen
-            * skeleton.hidden_size
-            * 4
-        )
-        total += 4 * max(BATCH_TOKENS, plan.seqlen) * widest * 4  # what one batch holds inside a block
-        total += max(sum(size for key, size in sums.items() if key[0] == block) for block in {key[0] for key in sums})
-    tuned = [sum(24 * m.rows * m.columns for m in plan.of_block(block) if m.tune) for block in range(plan.blocks)]
-    return total + max(tuned)
 
 
 def _seconds(plan: Plan, device: torch.device) -> float:

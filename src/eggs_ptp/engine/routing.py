@@ -41,7 +41,8 @@ def starved_on_everything(
 
 def _counts(block: nn.Module, experts: Experts, hidden: Tensor, kwargs: Mapping[str, Any], batch: int) -> Tensor:
     """Tokens that each expert is sent."""
-    total = torch.zeros(len([*experts.children()]), dtype=torch.long, device=hidden.device)
+    device = next(block.parameters()).device
+    total = torch.zeros(len([*experts.children()]), dtype=torch.long, device=device)
 
     def count(_module: nn.Module, args: Any) -> None:
         total.add_(torch.bincount(args[1].flatten(), minlength=len(total)))
@@ -51,7 +52,7 @@ def _counts(block: nn.Module, experts: Experts, hidden: Tensor, kwargs: Mapping[
         stack.callback(experts.register_forward_pre_hook(count).remove)
         for part in hidden.split(batch):
             try:
-                block(part, **kwargs)
+                block(part.to(device), **kwargs)
             except _Routed:
                 continue
     return total

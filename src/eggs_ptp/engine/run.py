@@ -20,10 +20,11 @@ from eggs_ptp.engine.event import Event, Listener
 from eggs_ptp.engine.masks import MaskFile
 from eggs_ptp.engine.observe import Observation, observe
 from eggs_ptp.engine.orders import order_of, statistic_of
-from eggs_ptp.engine.plan import BATCH_TOKENS, MatrixPlan, Plan, in_turn, matrices_by_activation
+from eggs_ptp.engine.plan import MatrixPlan, Plan, in_turn, matrices_by_activation
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.shelf import Shelf, finite
 from eggs_ptp.engine.tuning import tune_block
 from eggs_ptp.engine.usage import Stages
 from eggs_ptp.engine.wants import wants_of
@@ -46,13 +47,13 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     listener: Listener
-    batch_tokens: int = BATCH_TOKENS
     dense: DenseStream | None = None  # the dense model's hidden states, where something asks for them
     refresh: bool = False  # statistics are taken again before each group of readers
     dense_stream: bool = False  # blocks are fed what the dense model gives
     masks: MaskFile | None = None  # masks from outside instead of chosen ones
     folded: dict[str, Tensor] | None = None  # orders of spaces that span the model; None: no order will be folded
     counted: Counted = field(default_factory=Counted)
+    shelf: Shelf = field(default_factory=Shelf)  # where activations of all windows stand
     stages: Stages = field(default_factory=Stages)
 
     def inputs(self, windows: Windows) -> Inputs:
@@ -60,7 +61,8 @@ class Run:
         self.tell("stage", 0, "embedding")
         with self.stages.timed("embedding"):
             batch = self.batch(windows.tokens)
-            return Inputs(*capture(self.skeleton, self.shards, windows.tokens, self.dtype, self.device, batch))
+            where = (self.dtype, self.device, batch, self.shelf)
+            return Inputs(*capture(self.skeleton, self.shards, windows.tokens, *where))
 
     def blocks(
         self, inputs: Inputs | None, keep: Callable[[BlockResult], None], start: int = 0, dense: Tensor | None = None
@@ -73,7 +75,7 @@ class Run:
         hidden = inputs.hidden if inputs else None
         kwargs = inputs.kwargs if inputs else [{} for _ in self.skeleton.blocks]
         beside = hidden if dense is None else dense
-        self.dense = DenseStream(beside) if beside is not None and self.plan.needs_dense else None
+        self.dense = DenseStream(beside, self.shelf) if beside is not None and self.plan.needs_dense else None
         for index, block in list(enumerate(self.skeleton.blocks))[start:]:
             keep(self._block(index, block, hidden, kwargs[index]))
             self.tell("block", index + 1)
@@ -90,10 +92,12 @@ class Run:
             targets = self._advance_dense(block, kwargs, groups, index) if self.dense else {}
             after = None
             if goes_on and self.dense_stream:
-                after = self._propagate(block, cast(Tensor, hidden).clone(), kwargs, index)
+                after = self._propagate(block, self.shelf.copy(cast(Tensor, hidden)), kwargs, index)
             rounds = in_turn(groups) if self.refresh else [groups]
             family = self.skeleton.of_block(index)
-            settled = Settled(family.writers if self.refresh else (), () if hidden is None else hidden.shape)
+            settled = Settled(
+                family.writers if self.refresh else (), () if hidden is None else hidden.shape, self.shelf
+            )
             changing = [matrix.path for matrices in groups.values() for matrix in matrices]
             for together in filter(None, rounds):  # a block that is skipped whole is not observed
                 settled.settle(changing)
@@ -264,7 +268,7 @@ class Run:
         with self.stages.timed("propagate"), settled.on(block), torch.inference_mode():
             for place, part in enumerate(hidden.split(batch)):
                 settled.windows = slice(place * batch, place * batch + len(part))
-                output = block(part, **kwargs)
+                output = block(part.to(self.device), **kwargs)
                 part.copy_(output[0] if isinstance(output, tuple) else output)
         self.check_finite(hidden, index)
         return hidden
@@ -275,7 +279,7 @@ class Run:
         Raises:
             NumericsError: it holds NaN or infinity; names the tensor that does so too, or else the block.
         """
-        if not torch.isfinite(hidden).all():
+        if not finite(hidden):
             for name in self._stored(index):
                 self.shards.read_sound(name)
             raise NumericsError(
@@ -288,7 +292,7 @@ class Run:
 
     def batch(self, windows: Tensor) -> int:
         """Windows that run through a block at once."""
-        return max(1, self.batch_tokens // int(windows.shape[1]))
+        return max(1, self.plan.budget.batch_tokens // int(windows.shape[1]))
 
     def tell(self, kind: str, block: int, stage: str = "") -> None:
         """Tell whoever listens."""

@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from eggs_ptp.engine.shelf import Shelf
+
 
 class Settled:
     """Shortcuts through the settled parts of one block, for windows that run through it several times.
@@ -18,7 +20,8 @@ class Settled:
 
     windows: slice  # those that are running
 
-    def __init__(self, writers: Sequence[str], hidden: tuple[int, ...]) -> None:
+    def __init__(self, writers: Sequence[str], hidden: tuple[int, ...], shelf: Shelf | None = None) -> None:
+        self._shelf = shelf or Shelf()
         self._total, self._width = (hidden[0], hidden[-1]) if hidden else (0, 0)
         parts = [path.split(".", 1)[0] for path in writers]
         self._writer = {part: path for part, path in zip(parts, writers, strict=True) if parts.count(part) == 1}
@@ -50,7 +53,7 @@ class Settled:
         if value.shape[-1] > self._width or value.dim() < 3:
             return
         if part not in self._inputs:
-            self._inputs[part] = value.new_empty(self._total, *value.shape[1:])
+            self._inputs[part] = self._shelf.empty((self._total, *value.shape[1:]), value.dtype, value.device)
         self._inputs[part][self.windows] = value
         self._filled[part] += len(value)
 
@@ -65,7 +68,7 @@ class Settled:
             form = self._forms[part]
             if form is None:
                 return whole(*args, **kwargs)
-            output = writer(self._inputs[part][self.windows])
+            output = writer(self._inputs[part][self.windows].to(cast(Tensor, writer.weight).device))
             return (output, *[None] * (form - 1)) if form else output
 
         cast(Any, module).forward = forward

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
+
+_AT_ONCE = 1 << 24  # elements looked at
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -108,7 +110,8 @@ class Shards:
             NumericsError: it holds NaN or infinity.
         """
         tensor = self.read(name)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        parts = tensor.reshape(-1).split(_AT_ONCE) if tensor.is_floating_point() else ()
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
         return tensor
 
@@ -155,9 +158,12 @@ def _index(folder: Path) -> dict[str, Path]:
     return {name: folder / file for name, file in pairs}
 
 
-def sha256_of(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+def sha256_of(tensor: Tensor | Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of a tensor, or of one given some rows at a time."""
+    digest = hashlib.sha256()
+    for part in [tensor] if isinstance(tensor, Tensor) else tensor:
+        digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

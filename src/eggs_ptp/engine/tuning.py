@@ -38,7 +38,7 @@ def tune_block(
     given = {key: trainable(value) for key, value in kwargs.items()}
 
     def call(windows: Tensor) -> Tensor:
-        output = block(windows, **given)
+        output = block(windows.to(run.device), **given)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 

@@ -1,5 +1,7 @@
 """Time by stage, and the memory of this process."""
 
+import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,15 +32,46 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-class MemoryWatch:
-    """Peak resident memory of this process while the context is open, sampled 50 times a second.
+def anonymous_memory() -> int:
+    """Bytes of memory that this process cannot do without: on Linux without the pages of mapped files."""
+    info = psutil.Process().memory_info()
+    return int(info.rss) - int(getattr(info, "shared", 0))
 
-    `baseline` and `peak` are in bytes. Pages of memory-mapped weight files count while they are resident.
+
+@contextmanager
+def limited(memory: int | None) -> Iterator[None]:
+    """Have the system refuse this process more than so many bytes, where it can (on Linux; None: any number).
+
+    Raises:
+        MemoryError: it has refused.
+    """
+    if memory is None or sys.platform != "linux":
+        yield
+        return
+    info, (before, hard) = psutil.Process().memory_info(), resource.getrlimit(resource.RLIMIT_DATA)
+    # The limit is on what is reserved, of which not all is in use: only what is added counts.
+    resource.setrlimit(resource.RLIMIT_DATA, (info.data + memory - anonymous_memory(), hard))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch has no other kind
+            raise
+        raise MemoryError(
+            f"--memory: {memory >> 20} MiB are not enough for this run after all; raise it, or shorten the calibration "
+            "windows"
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+class MemoryWatch:
+    """Peak memory of this process while the context is open, as `anonymous_memory` has it, looked at 50 times a second.
+
+    `baseline` and `peak` are in bytes.
     """
 
     def __enter__(self) -> "MemoryWatch":
-        self._process = psutil.Process()
-        self.baseline = self.peak = int(self._process.memory_info().rss)
+        self.baseline = self.peak = anonymous_memory()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -55,4 +88,4 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Take a sample now."""
-        self.peak = max(self.peak, int(self._process.memory_info().rss))
+        self.peak = max(self.peak, anonymous_memory())

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.engine.budget import BATCH_TOKENS
 from eggs_ptp.engine.capture import capture
 from eggs_ptp.engine.observe import Observation, Want, observe
-from eggs_ptp.engine.plan import BATCH_TOKENS
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.shelf import finite
 from eggs_ptp.engine.tuning import trainable
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.models.load import Skeleton
@@ -45,7 +46,7 @@ class Walk:
             NumericsError: the outputs hold NaN or infinity; names the block.
         """
         seen = observe(block, self.hidden, self.kwargs[index], wants or {}, self.batch, onward=True)
-        if not torch.isfinite(self.hidden).all():
+        if not finite(self.hidden):
             name = f"{self.shards.folder}: {self.skeleton.block_name(index)}"
             raise NumericsError(f"{name}: its outputs hold NaN or infinity; check the checkpoint")
         return seen

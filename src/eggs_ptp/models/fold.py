@@ -1,6 +1,6 @@
 """Fold: orders of a model's spaces moved into its weights, which leaves what the model computes as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,8 @@ from eggs_ptp.core.order import check, invert
 from eggs_ptp.errors import MethodError, ModelError
 from eggs_ptp.models.family import Family, Rows
 from eggs_ptp.models.heads import Heads
+
+_AT_ONCE = 1 << 23  # elements of a piece
 
 
 class _Axis(NamedTuple):
@@ -55,6 +57,19 @@ class Fold:
             if order is not None:
                 tensor = tensor.index_select(axis, order.to(tensor.device))
         return tensor
+
+    def pieces(self, name: str, tensor: Tensor) -> Iterator[Tensor]:
+        """`apply`, some rows at a time: large tensors that live outside of blocks are never copied whole."""
+        if tensor.dim() < 2:
+            yield self.apply(name, tensor)
+            return
+        first, *others = self.axes(name) or [None]
+        chosen = torch.arange(len(tensor)) if first is None else first
+        for rows in chosen.split(max(1, _AT_ONCE // max(1, tensor[:1].numel()))):
+            piece = tensor[rows[0] : rows[-1] + 1] if first is None else tensor.index_select(0, rows.to(tensor.device))
+            for axis, order in enumerate(others, 1):
+                piece = piece if order is None else piece.index_select(axis, order.to(tensor.device))
+            yield piece
 
     def undo(self, name: str, tensor: Tensor) -> Tensor:
         """The reverse of `apply`."""

@@ -137,6 +137,7 @@ class _Error:
         """Error of these windows, each a mean over its tokens, added up."""
         inputs, target = (whole[windows.to(whole.device)] for whole in (self._inputs, self._target))
         output = function(inputs)
+        target = target.to(output.device)
         size = target.float().square().sum(-1).clamp_min(_TINY)
         error = (output.float() - target.float()).square().sum(-1) / size
         if self._logits is not None:

@@ -1,0 +1,121 @@
+"""Budget: what a run needs at once, and how it fits into so much memory."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eggs_ptp.engine.usage import anonymous_memory
+from eggs_ptp.errors import RecipeError
+from eggs_ptp.models.load import Skeleton
+
+if TYPE_CHECKING:
+    from eggs_ptp.engine.plan import MatrixPlan, Plan
+
+BATCH_TOKENS = 2048  # tokens that run through a block at once
+ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
+_LEAST_TOKENS = 256  # smaller batches save nothing beside a block
+_LEAVES = 3  # partial sums of a Gram matrix that stand at once
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes beside the libraries: `work` at most at any time, and the `activations` of all windows.
+
+    Of the activations, any part may be in files.
+    """
+
+    work: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Where nothing is in a file."""
+        return self.work + self.activations
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens of a batch, and how many bytes of activations are in memory; None: all."""
+
+    batch_tokens: int = BATCH_TOKENS
+    allowance: int | None = None
+
+
+def budget_of(plan: "Plan", skeleton: Skeleton, memory: int | None) -> Budget:
+    """How the run fits into `memory` bytes for the process, libraries and all; None: as it is fastest.
+
+    What does not fit of the activations goes to files; where a batch of activations does not, batches are smaller.
+
+    Raises:
+        RecipeError: not even the smallest batch fits; says how much would.
+    """
+    if memory is None:
+        return Budget()
+    here = anonymous_memory()
+    tokens = BATCH_TOKENS
+    while (work := needs_of(plan, skeleton, tokens).work) > memory - here and tokens > max(_LEAST_TOKENS, plan.seqlen):
+        tokens //= 2
+    if work > memory - here:
+        least = -(-(work + here) // _MIB)
+        raise RecipeError(
+            f"--memory: expected at least {least} MiB for {plan.model} with this recipe ({here // _MIB} MiB of it "
+            f"libraries), came {memory // _MIB} MiB; raise it, or take a method without Gram "
+            "matrices or shorter windows"
+        )
+    return Budget(tokens, memory - here - work)
+
+
+def needs_of(plan: "Plan", skeleton: Skeleton, batch_tokens: int = BATCH_TOKENS) -> Needs:
+    """What the run needs, with batches of so many tokens."""
+    size = {"float32": 4}.get(plan.dtype, 2)
+    blocks = [
+        _of_block(plan.of_block(index), block, size, plan.compares) for index, block in enumerate(skeleton.blocks)
+    ]
+    rows = min(ORDER_ROWS, sum(matrix.rows for matrix in plan.folding("model")))
+    work = max(*blocks, 4 * 4 * rows * skeleton.hidden_size)  # scores, and what the permute step makes of them
+    if not plan.needs_calibration:
+        return Needs(work, 0)
+    tokens = max(batch_tokens, plan.seqlen)
+    widest = max(max(parameter.shape, default=1) for parameter in skeleton.blocks[0].parameters())
+    work += tokens * size * (4 * widest + 8 * skeleton.hidden_size)  # an MLP's and attention's, of one batch
+    config: Any = skeleton.model.config
+    if getattr(config, "_attn_implementation", None) == "eager":
+        heads = int(getattr(config, "num_attention_heads", 1))
+        work += 3 * 4 * heads * tokens * plan.seqlen  # every query with every key, and its softmax in float32
+    # The dense model's hidden states, what it has at each activation that is compared, and, where statistics are
+    # taken anew, what reaches the linears that attention and MLP are once they stand.
+    compared = {matrix.reads for matrix in plan.matrices if matrix.compares}
+    streams = 1 + plan.needs_dense + len(compared) + 2 * plan.compares
+    return Needs(work, streams * plan.nsamples * plan.seqlen * skeleton.hidden_size * size)
+
+
+def _of_block(matrices: "list[MatrixPlan]", block: Any, size: int, anew: bool) -> int:
+    """One block, what it becomes, its sums, and the work on the largest group of its matrices."""
+    weights = sum(parameter.numel() for parameter in block.parameters())
+    groups: dict[str, list[MatrixPlan]] = {}
+    for matrix in matrices:
+        if matrix.resolved:
+            groups.setdefault(matrix.reads, []).append(matrix)
+    sums = [_sums(readers) for readers in groups.values()]
+    work = [_work(readers) for readers in groups.values()]
+    kept = max(sums, default=0) if anew else sum(sums)  # taken group by group, or for the whole block at once
+    tuned = sum(24 * matrix.rows * matrix.columns for matrix in matrices if matrix.tune)
+    return int(weights * (size + 2 * 4) + kept + max(*work, tuned, 0))
+
+
+def _sums(readers: "list[MatrixPlan]") -> int:
+    """Bytes of an activation's sums."""
+    columns = readers[0].columns
+    wanted = {name for matrix in readers if matrix.resolved for name in matrix.resolved.method.statistics}
+    cross = sum(matrix.rows for matrix in readers) if "cross" in wanted else 0
+    return 4 * columns * (columns * _LEAVES * ("gram" in wanted) + cross) + 8 * columns * len(wanted)
+
+
+def _work(readers: "list[MatrixPlan]") -> int:
+    """Bytes that pruning the readers of an activation takes beside its sums."""
+    columns = readers[0].columns
+    each = 4 * sum(matrix.rows * matrix.columns for matrix in readers)
+    largest = 4 * max(matrix.rows for matrix in readers) * columns
+    gram = any("gram" in matrix.resolved.method.statistics for matrix in readers if matrix.resolved)
+    # Weight, corrected weight and score of each, all steps' copies of the one in hand, and three of a Gram matrix.
+    return 3 * each + 8 * largest + 4 * 4 * columns**2 * gram
