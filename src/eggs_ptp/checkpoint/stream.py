@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eggs_ptp.engine.shards import DTYPES
+from eggs_ptp.engine.tensor_file import DTYPES
 from eggs_ptp.errors import CheckpointError
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
