@@ -11,43 +11,49 @@ from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import EggsError
 from eggs_ptp.models.folder import find_folder, read_config, stored_names
 
-# What separates the parts of an input; a part that begins with RAW is written as it is, one of a safetensors file that
-# does not is a header, whose length goes before it, and the part behind it is its tensors.
-SPLIT, RAW = b"\n%%%%\n", b"!"
-CONFIG, RECORD, INDEX, HEADER, DATA = range(5)
-FILES = ("config.json", "eggs.json", "model.safetensors.index.json", "model.safetensors")
-MOST = 1 << 22  # elements of what a case of a few KB may stand for
+# What separates the parts of an input: three JSON files, then header and tensors of two safetensors files. The length
+# of a header goes before it, unless it begins with RAW. Tensors that begin like a zip are a file of masks too.
+SPLIT, RAW, ZIP = b"\n%%%%\n", b"!", b"PK"
+CONFIG, RECORD, INDEX, HEADER, DATA, ORDERS, ORDERS_DATA = range(7)
+NAMES = ("config.json", "eggs.json", "model.safetensors.index.json")
+MOST = 1 << 22  # bytes that a tensor of a case of a few KB may stand for
 
 
 def write(case: bytes, folder: Path) -> None:
     """Make the folder that an input stands for."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    parts = [*case.split(SPLIT), *[b""] * 5][:5]
-    for name, part in zip(FILES[:3], parts, strict=False):
+    parts = parts_of(case)
+    for name, part in zip(NAMES, parts, strict=False):
         if part:
             (folder / name).write_bytes(part)
-    header, data = parts[HEADER], parts[DATA]
-    if header.startswith(RAW):
-        content = header[1:] + data
-    else:
-        content = len(header).to_bytes(8, "little") + header + data
+    content = _safetensors(parts[HEADER], parts[DATA])
     for name in ("model.safetensors", "a.safetensors") if parts[INDEX] else ("model.safetensors",):
         (folder / name).write_bytes(content)
+    if parts[ORDERS]:
+        (folder / "eggs").mkdir()
+        (folder / "eggs" / "orders.safetensors").write_bytes(_safetensors(parts[ORDERS], parts[ORDERS_DATA]))
+    if parts[DATA].startswith(ZIP):
+        (folder / "masks.npz").write_bytes(parts[DATA])
 
 
-def join(*parts: bytes) -> bytes:
-    """The input of these parts."""
-    return SPLIT.join(parts)
+def parts_of(case: bytes) -> list[bytes]:
+    """The parts of an input, empty where it ends early."""
+    return [*case.split(SPLIT), *[b""] * 7][:7]
 
 
 def read_all(folder: Path) -> Iterator[str]:
     """Run every reader of folders; yields the words of its own errors. Whatever else is raised is a fault."""
-    for reader in (_config, _header, _tensors, _rows, _verify, _masks):
+    for reader in (_config, _header, _tensors, _rows, _verify, _masks, _zipped):
         try:
             reader(folder)
         except EggsError as error:
             yield f"{type(error).__name__}: {error}"
+
+
+def _safetensors(header: bytes, data: bytes) -> bytes:
+    length = b"" if header.startswith(RAW) else len(header).to_bytes(8, "little")
+    return length + header.removeprefix(RAW) + data
 
 
 def _config(folder: Path) -> None:
@@ -71,17 +77,20 @@ def _tensors(folder: Path) -> None:
 
 def _rows(folder: Path) -> None:
     shards = open_shards(folder)
-    for name in shards.names:
-        if hasattr(shards, "read_rows"):
-            assert sum(map(len, shards.read_rows(name))) == (shards.shape(name) or (0,))[0], name
+    for name in shards.names if hasattr(shards, "read_rows") else ():
+        assert sum(map(len, shards.read_rows(name))) == shards.shape(name)[0], name
 
 
 def _verify(folder: Path) -> None:
-    assert verify_folder(folder).to_dict()["checks"]
+    assert verify_folder(folder, folder).to_dict()["checks"]
 
 
 def _masks(folder: Path) -> None:
     MaskFile(folder / "model.safetensors").read("model.layers.0.mlp.down_proj", 4, 8)
+
+
+def _zipped(folder: Path) -> None:
+    MaskFile(folder / "masks.npz").read("model.layers.0.mlp.down_proj", 4, 8)
 
 
 def _look(shards: Shards) -> None:

@@ -1,5 +1,6 @@
 """RunRecord: what one pruning run did, as it is kept in `eggs.json`."""
 
+import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -109,4 +110,6 @@ def _fault(found: object, needed: dict[str, Any], optional: dict[str, Any]) -> s
             return f"the key {key} is missing"
         if key in found and not isinstance(found[key], kind):
             return f"{key} cannot be {type(found[key]).__name__}"
+        if isinstance(found.get(key), float) and not math.isfinite(found[key]):
+            return f"{key} cannot be {found[key]}"
     return None

@@ -135,13 +135,16 @@ def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shard
             yield Check(name, False, "recorded as pruned, but the folder does not have it")
             continue
         weight = shards.read(f"{name}.weight")
+        if weight.ndim != 2 or not weight.numel():
+            yield Check(name, False, f"recorded as a matrix, but its shape is {tuple(weight.shape)}")
+            continue
         weight = weight.T if matrix.get("transposed") else weight
         if matrix["permuted"] and not matrix["in_order"]:
             if orders is None or name not in orders:
                 yield Check(name, False, f"recorded as permuted, but {ORDERS} does not have its order")
                 continue
             order = orders.read(name).long()
-            if sorted(order.tolist()) != list(range(weight.shape[1])):
+            if order.ndim != 1 or sorted(order.tolist()) != list(range(weight.shape[1])):
                 yield Check(name, False, f"its order in {ORDERS} is not a permutation of {weight.shape[1]} channels")
                 continue
             weight = weight[:, order]

@@ -50,18 +50,35 @@ class Fold:
         self.orders[name] = order
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the model as the orders have it: axis by axis, place i holds what `order[i]` held."""
-        for axis, order in enumerate(self.axes(name)):
-            if order is not None:
-                tensor = tensor.index_select(axis, order.to(tensor.device))
+        """A tensor of the model as the orders have it: axis by axis, place i holds what `order[i]` held.
+
+        Raises:
+            MethodError: an order of another number of channels than the tensor has.
+        """
+        for axis, order in self._moved(name, tensor):
+            tensor = tensor.index_select(axis, order.to(tensor.device))
         return tensor
 
     def undo(self, name: str, tensor: Tensor) -> Tensor:
-        """The reverse of `apply`."""
-        for axis, order in enumerate(self.axes(name)):
-            if order is not None:
-                tensor = tensor.index_select(axis, invert(order).to(tensor.device))
+        """The reverse of `apply`.
+
+        Raises:
+            MethodError: as `apply`.
+        """
+        for axis, order in self._moved(name, tensor):
+            tensor = tensor.index_select(axis, invert(order).to(tensor.device))
         return tensor
+
+    def _moved(self, name: str, tensor: Tensor) -> list[tuple[int, Tensor]]:
+        """The axes that have an order, with it."""
+        moved = [(axis, order) for axis, order in enumerate(self.axes(name)) if order is not None]
+        for axis, order in moved:
+            if tensor.shape[axis : axis + 1] != order.shape:
+                raise MethodError(
+                    f"{name}: an order of axis {axis} has {order.numel()} channels, "
+                    f"but the tensor has shape {tuple(tensor.shape)}"
+                )
+        return moved
 
     def axes(self, name: str) -> tuple[Tensor | None, ...]:
         """The order of each axis of the tensor called `name`; None where it has none.
