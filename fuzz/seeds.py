@@ -42,9 +42,14 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     for dtype in (torch.bfloat16, torch.float16):
         yield f"dense-{dtype}".replace("torch.", ""), _folder(CONFIG, {DOWN: torch.ones(2, 2, dtype=dtype)})
     for orders in (None, "mask", "gather", "fold"):
-        tensors = {**weights, **({"model.norm.weight": torch.ones(4)} if orders == "fold" else others)}
-        record = _record([DOWN, UP], [name for name in tensors if name in others], orders, permuted=orders is not None)
+        attention = {"model.layers.0.self_attn.o_proj.weight": torch.ones(4, 4)}
+        attention["model.layers.0.self_attn.v_proj.weight"] = torch.ones(2, 4)
+        tensors = {**weights, **({"model.norm.weight": torch.ones(4), **attention} if orders == "fold" else others)}
+        record = _record(
+            [DOWN, UP], [name for name in tensors if name not in weights], orders, permuted=orders is not None
+        )
         found = {"residual": torch.tensor([2, 0, 1, 3]), "model.layers.0.mlp": torch.arange(8).flip(0)}
+        found["model.layers.0.heads"] = torch.tensor([1, 0])
         found = {DOWN: torch.arange(8), UP: torch.arange(4)} if record["orders"] in ("mask", "gather") else found
         kept = {name: order.int().clone() for name, order in found.items()}
         yield f"record-{orders}", _folder(CONFIG, tensors, record=record, orders=kept if orders else None)

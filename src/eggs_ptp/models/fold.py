@@ -41,8 +41,10 @@ class Fold:
         order = order.cpu().long()
         check(order, order.numel(), name)
         if self.family.reach.get(name.rpartition(".")[2]) == "head":
-            head = torch.arange(order.numel()) // self.heads.width
-            if order.numel() != self.heads.value * self.heads.width or not torch.equal(order // self.heads.width, head):
+            head = torch.arange(order.numel()) // max(1, self.heads.width)
+            if order.numel() != self.heads.value * self.heads.width or not torch.equal(
+                order // max(1, self.heads.width), head
+            ):
                 raise MethodError(
                     f"{name}: expected an order that keeps each of the {self.heads.value} key/value heads of "
                     f"{self.heads.width} channels to itself, but got one that does not"
