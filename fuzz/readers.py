@@ -71,19 +71,24 @@ def edit(tree: list[Any], draw: random.Random) -> None:
     other, name = draw.choice(spots)
     kind, value = draw.randrange(6), holder[key]
     if kind == 0:
-        holder[key] = draw.choice(VALUES)
+        holder[key] = fresh(draw.choice(VALUES))
     elif kind == 1 and type(value) is int:
         holder[key] = draw.choice([value + 1, value - 1, value * 2, value // 2, -value, value + 8])
     elif kind == 2 and len(holder) > 1:
         del holder[key]
     elif kind == 3:
-        holder[key] = json.loads(json.dumps(other[name]))
+        holder[key] = fresh(other[name])
     elif kind == 4 and isinstance(holder, dict):
-        holder[str(draw.choice(VALUES)) if draw.random() < 0.5 else f"{key}{draw.choice('.01')}"] = value
+        holder[str(draw.choice(VALUES)) if draw.random() < 0.5 else f"{key}{draw.choice('.01')}"] = fresh(value)
     elif kind == 5 and isinstance(holder, list) and holder is not tree:
-        holder.insert(draw.randrange(len(holder) + 1), draw.choice(VALUES))
+        holder.insert(draw.randrange(len(holder) + 1), fresh(draw.choice(VALUES)))
     else:
-        holder[key] = json.loads(json.dumps(draw.choice(VALUES)))
+        holder[key] = fresh(draw.choice(VALUES))
+
+
+def fresh(value: Any) -> Any:
+    """A value that shares nothing with the one that it is a copy of."""
+    return json.loads(json.dumps(value))
 
 
 def walk(node: Any) -> Iterator[tuple[Any, Any]]:
