@@ -12,12 +12,14 @@ from torch import Tensor
 
 from eggs_ptp.checkpoint.journal import Journal, identity_of
 from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.workplace import Workplace, exchange, flush
 from eggs_ptp.engine.shards import Shards, save_tensors
 from eggs_ptp.errors import (
     CalibrationError,
     CheckpointError,
     MethodError,
+    ModelError,
     NumericsError,
     PatternError,
     RecipeError,
@@ -85,6 +87,8 @@ class Draft:
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{error.filename or self.output}: {error.strerror}") from error
 
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
@@ -178,7 +182,11 @@ class Draft:
         for file in sorted(folder.iterdir()):
             named = file.suffix in _COPIED or file.name.startswith(_NAMED)
             if file.is_file() and named and file.name not in _OURS:
-                (self.folder / file.name).write_bytes(file.read_bytes())
+                try:
+                    content = file.read_bytes()
+                except OSError as error:
+                    raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+                (self.folder / file.name).write_bytes(content)
 
     def publish(self) -> None:
         """Move the folder into place, in one step where the system can."""
@@ -197,9 +205,12 @@ class Draft:
         rest = [name for name in shards.names if name not in inside]
         total = sum(shards.bytes(name) for name in shards.names)
         if total <= _ONE_FILE:
-            tensors = {name: part.read(name) for part in parts.values() for name in part.names}
-            tensors.update({name: change(name, shards.read_sound(name)) for name in rest})
-            save_tensors(tensors, self.folder / "model.safetensors")
+            holders = {name: part for part in parts.values() for name in part.names}
+            specs = {name: Spec(shards.dtype(name), shards.shape(name)) for name in shards.names}
+            with Stream(self.folder, specs) as stream:
+                for name in specs:
+                    pruned = holders.get(name)
+                    stream.put(name, pruned.read(name) if pruned else change(name, shards.read_sound(name)))
             return
         count = len(blocks) + 1
         where = {}

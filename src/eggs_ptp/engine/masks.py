@@ -11,6 +11,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from eggs_ptp.core.whole_file import whole_file
 from eggs_ptp.engine.shards import save_tensors
 from eggs_ptp.engine.tensor_file import TensorFile
 from eggs_ptp.errors import CheckpointError, ModelError
@@ -103,4 +104,5 @@ def write_masks(masks: Mapping[str, Tensor], path: Path) -> None:
         CheckpointError: the file cannot be written.
     """
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1)) for name, mask in masks.items()}
-    save_tensors(packed, path)
+    with whole_file(path) as draft:
+        save_tensors(packed, draft)

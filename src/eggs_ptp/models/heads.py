@@ -34,7 +34,7 @@ class Heads:
         value, width = int(grouped), int(width)
         if query < 1 or value < 1 or width < 0 or query % value:
             raise ModelError(
-                f"config.json: {query} heads of {width} channels on {value} key/value heads, which no attention can have"
+                f"config.json: no attention can have {query} heads of {width} channels on {value} key/value heads"
             )
         return cls(query, value, width)
 
