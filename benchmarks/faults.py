@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -92,6 +93,7 @@ class Bench:
             error = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
             os.dup2(error, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground
             prepare()
             code = main(words)
         except BaseException as error:

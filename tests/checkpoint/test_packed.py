@@ -301,7 +301,10 @@ DAMAGES = [
     (other_values, rf"model\.safetensors: {DOWN}\.values is torch\.float32 of shape .*, expected torch\.int8 of shape"),
     (damaged_bits, rf"model\.safetensors: {DOWN}: the bits of \d groups do not mark 4 of 8 columns"),
     (cut, r"model\.safetensors: not a readable safetensors file"),
-    (short_values, rf"model\.safetensors: {DOWN}\.bits is .* \(32, 8\), expected torch\.uint8 of shape \(32, 4\), by config\.json"),
+    (
+        short_values,
+        rf"model\.safetensors: {DOWN}\.bits is .* \(32, 8\), expected torch\.uint8 of shape \(32, 4\), by config\.json",
+    ),
     (no_bits, rf"packed: {DOWN}\.bits is named in config\.json, but in none of the files"),
     (future, r"config\.json: packed format 3, this version reads formats 1 and 2; update eggs-ptp"),
     (another_pattern, rf"{DOWN}: the bits of \d+ groups do not mark 2 of 4 columns"),
