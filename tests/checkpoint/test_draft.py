@@ -112,6 +112,10 @@ def test_a_sharded_source_leaves_no_stale_index(tiny, tmp_path):
     assert [p.name for p in output.glob("model*")] == ["model.safetensors"]
 
 
+def flipped(rows):
+    return (part.flip(1) for part in rows)
+
+
 def test_what_is_in_no_block_may_be_changed_by_name(tiny, tmp_path, monkeypatch):
     source = Shards(tiny("llama"))
     for size in (module._ONE_FILE, 1000):

@@ -298,10 +298,13 @@ def other_values(folder):
 DAMAGES = [
     (bad_scales, rf"model\.safetensors: {DOWN}: scales must be finite and not negative, and some are not"),
     (no_scales, rf"packed: {DOWN}\.scales is named in config\.json, but in none of the files"),
-    (other_values, rf"model\.safetensors: {DOWN}\.values has type torch\.float32, config\.json says int8"),
+    (other_values, rf"model\.safetensors: {DOWN}\.values is torch\.float32 of shape .*, expected torch\.int8 of shape"),
     (damaged_bits, rf"model\.safetensors: {DOWN}: the bits of \d groups do not mark 4 of 8 columns"),
     (cut, r"model\.safetensors: not a readable safetensors file"),
-    (short_values, rf"model\.safetensors: {DOWN}: 4:8 of 32 columns has bits of shape \(32, 4\), uint8, got"),
+    (
+        short_values,
+        rf"model\.safetensors: {DOWN}\.bits is .* \(32, 8\), expected torch\.uint8 of shape \(32, 4\), by config\.json",
+    ),
     (no_bits, rf"packed: {DOWN}\.bits is named in config\.json, but in none of the files"),
     (future, r"config\.json: packed format 3, this version reads formats 1 and 2; update eggs-ptp"),
     (another_pattern, rf"{DOWN}: the bits of \d+ groups do not mark 2 of 4 columns"),

@@ -61,9 +61,10 @@ def test_an_index_that_misplaces_a_tensor_is_refused(sharded):
 
 
 def test_a_broken_index_is_named(sharded):
-    (sharded / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(ModelError, match="expected an index with a weight_map"):
-        Shards(sharded)
+    for text, reason in {"{": "not valid JSON", "[]": "expected an index with a weight_map"}.items():
+        (sharded / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ModelError, match=reason):
+            Shards(sharded)
 
 
 def test_an_unknown_tensor_is_named(tiny):

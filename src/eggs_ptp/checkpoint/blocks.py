@@ -50,7 +50,7 @@ def write_blocks(
     inside = f"{run.skeleton.family.blocks}."
     for name in run.shards.names:
         if not name.startswith(inside):
-            record.untouched[name] = sha256_of(written.fold.pieces(name, run.shards.read(name)))
+            record.untouched[name] = sha256_of(written.fold.pieces(name, run.shards.pieces(name)))
     return written.fold, written.orders
 
 

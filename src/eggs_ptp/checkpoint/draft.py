@@ -19,6 +19,7 @@ from eggs_ptp.errors import (
     CalibrationError,
     CheckpointError,
     MethodError,
+    ModelError,
     NumericsError,
     PatternError,
     RecipeError,
@@ -86,6 +87,8 @@ class Draft:
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{error.filename or self.output}: {error.strerror}") from error
 
     @property
     def workplace(self) -> Path:
@@ -157,7 +160,7 @@ class Draft:
         orders: Mapping[str, Tensor],
         manifest: Mapping[str, object],
         card: str,
-        change: Callable[[str, Tensor], Iterable[Tensor]] = lambda _, tensor: [tensor],
+        change: Callable[[str, Iterable[Tensor]], Iterable[Tensor]] = lambda _, rows: rows,
     ) -> None:
         """Add everything that is not in a block, and move the folder into place.
 
@@ -184,7 +187,11 @@ class Draft:
         for file in sorted(folder.iterdir()):
             named = file.suffix in _COPIED or file.name.startswith(_NAMED)
             if file.is_file() and named and file.name not in _OURS:
-                (self.folder / file.name).write_bytes(file.read_bytes())
+                try:
+                    content = file.read_bytes()
+                except OSError as error:
+                    raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+                (self.folder / file.name).write_bytes(content)
 
     def publish(self) -> None:
         """Move the folder into place, in one step where the system can."""
@@ -195,7 +202,7 @@ class Draft:
             self._move()
         self._published = True
 
-    def _gather(self, shards: Shards, change: Callable[[str, Tensor], Iterable[Tensor]]) -> None:
+    def _gather(self, shards: Shards, change: Callable[[str, Iterable[Tensor]], Iterable[Tensor]]) -> None:
         """Turn the block files and the rest into model.safetensors, or into shards with an index."""
         blocks = sorted(self._blocks.glob("block-*.safetensors"))
         parts = {path: Shards.of_file(path) for path in blocks}
@@ -204,13 +211,12 @@ class Draft:
         total = sum(shards.bytes(name) for name in shards.names)
         specs = {name: Spec(shards.dtype(name), shards.shape(name)) for name in rest}
         if total <= _ONE_FILE:
-            given = {name: part for part in parts.values() for name in part.names}
-            specs |= {name: Spec(part.dtype(name), part.shape(name)) for name, part in given.items()}
-            with Stream(self.folder, specs) as stream:
-                for name, part in given.items():
-                    stream.put(name, part.read(name))
-                for name in rest:
-                    stream.put_rows(name, change(name, shards.read_sound(name)))
+            holders = {name: part for part in parts.values() for name in part.names}
+            specs |= {name: Spec(part.dtype(name), part.shape(name)) for name, part in holders.items()}
+            with Stream(self.folder, {name: specs[name] for name in shards.names}) as stream:
+                for name in stream.specs:
+                    pruned = holders.get(name)
+                    stream.put_rows(name, [pruned.read(name)] if pruned else change(name, shards.pieces(name)))
             return
         count = len(blocks) + 1
         where = {}
@@ -224,7 +230,7 @@ class Draft:
         target = f"model-{count:05d}-of-{count:05d}.safetensors"
         with Stream(self._place.path, specs, largest=total) as stream:
             for name in rest:
-                stream.put_rows(name, change(name, shards.read_sound(name)))
+                stream.put_rows(name, change(name, shards.pieces(name)))
         (self._place.path / "model.safetensors").rename(self.folder / target)
         where.update(dict.fromkeys(rest, target))
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}

@@ -1,5 +1,6 @@
 """RunRecord: what one pruning run did, as it is kept in `eggs.json`."""
 
+import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -7,6 +8,11 @@ from typing import Any
 
 FORMAT = 2
 FORMATS = (1, 2)  # that can be read; 1 had neither `orders` nor `in_order`, as it never folded
+# Keys that readers rely on, and what each may be; those of the second row may be absent.
+_MATRIX = {"name": str, "pattern": str, "density": float | int | None, "permuted": bool, "updated": bool}
+_MATRIX_OPTIONAL = {"in_order": bool, "transposed": bool, "nonzero": int | None}
+_RECORD: dict[str, Any] = {"source": dict, "matrices": list}
+_RECORD_OPTIONAL = {"orders": str | None, "untouched": dict, "tuned": list, "calibration": dict | None}
 _VERSIONS = ("eggs-ptp", "torch", "transformers", "safetensors", "numpy", "scipy")
 
 
@@ -79,3 +85,35 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def fault_of(record: object) -> str | None:
+    """What makes plain data no record that this version can read; None where nothing does."""
+    if not isinstance(record, dict):
+        return "expected an object"
+    if type(record.get("format")) is not int or record["format"] not in FORMATS:
+        return f"format {record.get('format')}, this version reads format {' and '.join(map(str, FORMATS))}"
+    if fault := _fault(record, _RECORD, _RECORD_OPTIONAL):
+        return fault
+    if not isinstance(record["source"].get("model"), str):
+        return "source.model is no text"
+    texts = (*record.get("untouched", {}).values(), *record.get("tuned", ()))
+    if not all(isinstance(text, str) for text in texts):
+        return "untouched or tuned hold more than text"
+    for number, matrix in enumerate(record["matrices"]):
+        if fault := _fault(matrix, _MATRIX, _MATRIX_OPTIONAL):
+            return f"matrices[{number}]: {fault}"
+    return None
+
+
+def _fault(found: object, needed: dict[str, Any], optional: dict[str, Any]) -> str | None:
+    if not isinstance(found, dict):
+        return "expected an object"
+    for key, kind in {**needed, **optional}.items():
+        if key not in found and key in needed:
+            return f"the key {key} is missing"
+        if key in found and not isinstance(found[key], kind):
+            return f"{key} cannot be {type(found[key]).__name__}"
+        if isinstance(found.get(key), float) and not math.isfinite(found[key]):
+            return f"{key} cannot be {found[key]}"
+    return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eggs_ptp.engine.shards import DTYPES
+from eggs_ptp.engine.tensor_file import DTYPES
 from eggs_ptp.errors import CheckpointError
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -63,13 +63,8 @@ class Stream:
         end = place + spec.nbytes
         for part in parts:
             assert (part.dtype, part.shape[1:]) == (spec.dtype, spec.shape[1:]), (name, part.shape, spec)  # noqa: S101
-            left = memoryview(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            try:
-                while left:
-                    written = os.pwrite(self._files[path], left, place)
-                    left, place = left[written:], place + written
-            except OSError as error:
-                raise _failed(path, error) from error
+            data = memoryview(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            place = self._write(path, data, place)
         assert place == end, (name, spec)  # noqa: S101
         self._missing.discard(name)
 
@@ -95,11 +90,21 @@ class Stream:
         text += b" " * (-len(text) % 8)
         try:
             self._files[path] = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            os.write(self._files[path], len(text).to_bytes(8, "little") + text)
+            self._write(path, memoryview(len(text).to_bytes(8, "little") + text), 0)
             os.truncate(self._files[path], 8 + len(text) + end)
         except OSError as error:
             raise _failed(path, error) from error
         self._places.update({name: (path, 8 + len(text) + place) for name, place in places.items()})
+
+    def _write(self, path: Path, left: memoryview, place: int) -> int:
+        """Write bytes from a place in a file on, as many at a time as the system takes; the place behind them."""
+        try:
+            while left:
+                written = os.pwrite(self._files[path], left, place)
+                left, place = left[written:], place + written
+        except OSError as error:
+            raise _failed(path, error) from error
+        return place
 
     def _write_index(self) -> None:
         """Write the index of a folder of several files."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eggs_ptp.core.layout import check
-from eggs_ptp.core.pack import Packed, kind_of, unpack
+from eggs_ptp.core.layout import check, layout
+from eggs_ptp.core.pack import FLOATS, Packed, unpack
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError, PatternError
 from eggs_ptp.models.folder import read_config
@@ -35,6 +35,7 @@ class Unpacked(Shards):
                     raise CheckpointError(f"{folder}: {tensor} is named in config.json, but in none of the files")
                 where.pop(tensor)
             where[weight] = self.where[f"{name}.values"]
+            self._check_header(name)
         self.where = where
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -83,18 +84,33 @@ class Unpacked(Shards):
         """
         path = self.where[f"{matrix}.weight"]
         parts = {part: self._stored_as.read(f"{matrix}.{part}") for part in self.contents.parts(matrix)}
-        values = parts["values"]
-        if values.ndim != 2:
-            raise CheckpointError(f"{path}: {matrix}.values has shape {tuple(values.shape)}, expected a matrix")
-        if kind_of(values) != (kind := self.contents.values.get(matrix, "float")):
-            raise CheckpointError(f"{path}: {matrix}.values has type {values.dtype}, config.json says {kind}")
-        columns = self._columns(matrix, values.shape)
+        columns = self._columns(matrix, tuple(parts["values"].shape))
         packed = Packed(pattern=self.contents.matrices[matrix], columns=columns, **parts)
         try:
             check(packed, matrix)
         except (PatternError, MethodError) as error:
             raise CheckpointError(f"{path}: {error}") from error
         return packed
+
+    def _check_header(self, matrix: str) -> None:
+        """Refuse, before anything is read, types and shapes that are those of no packed matrix."""
+        header, kind = self._stored_as, self.contents.values.get(matrix)
+        path, found = self.where[f"{matrix}.values"], header.shape(f"{matrix}.values")
+        if len(found) != 2 or not all(found):
+            raise CheckpointError(f"{path}: {matrix}.values has shape {found}, expected a matrix")
+        dtype = header.dtype(f"{matrix}.{'scales' if kind else 'values'}")
+        if dtype not in FLOATS:
+            raise CheckpointError(f"{path}: {matrix} has weights of type {dtype}, config.json says {kind or 'float'}")
+        shape = found[0], self._columns(matrix, found)
+        ordered = matrix in self.contents.ordered
+        expected = layout(shape, dtype, self.contents.matrices[matrix], kind, ordered=ordered)
+        for part, (wanted, sides) in expected.items():
+            name = f"{matrix}.{part}"
+            if (came := (header.dtype(name), header.shape(name))) != (wanted, sides):
+                raise CheckpointError(
+                    f"{self.where[name]}: {name} is {came[0]} of shape {came[1]}, expected {wanted} of shape {sides}, "
+                    "by config.json and its values"
+                )
 
     def _columns(self, matrix: str, values: tuple[int, ...]) -> int:
         pattern, twice = self.contents.matrices[matrix], 2 if self.contents.values.get(matrix) == "int4" else 1

@@ -1,6 +1,5 @@
 """Proof after the run: a folder is reopened and checked tensor by tensor."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
-from eggs_ptp.checkpoint.record import FORMATS
+from eggs_ptp.checkpoint.record import fault_of
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError
 from eggs_ptp.models.fold import Fold
 from eggs_ptp.models.folder import read_config
+from eggs_ptp.models.json_file import read_json
 from eggs_ptp.models.load import load_family
 
 
@@ -97,17 +97,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         raise CheckpointError(f"{folder}: no {MANIFEST}, so not a folder that eggs has pruned")
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] not in FORMATS:
-            known = " and ".join(str(number) for number in FORMATS)
-            raise CheckpointError(f"{path}: format {found['format']}, this version reads format {known}")
-        found["source"]["model"]
-        for matrix in found["matrices"]:
-            _ = [matrix[key] for key in ("name", "pattern", "density", "permuted", "updated")]
-            matrix.setdefault("in_order", not matrix["permuted"])  # format 1, which never folded
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a record that this version can read ({error!r})") from error
+    found: dict[str, Any] = read_json(path, CheckpointError)
+    if fault := fault_of(found):
+        raise CheckpointError(f"{path}: not a record that this version can read ({fault})")
+    for matrix in found["matrices"]:
+        matrix.setdefault("in_order", not matrix["permuted"])  # format 1, which never folded
     return found
 
 
@@ -141,13 +135,16 @@ def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shard
             yield Check(name, False, "recorded as pruned, but the folder does not have it")
             continue
         weight = shards.read(f"{name}.weight")
+        if weight.ndim != 2 or not weight.numel():
+            yield Check(name, False, f"recorded as a matrix, but its shape is {tuple(weight.shape)}")
+            continue
         weight = weight.T if matrix.get("transposed") else weight
         if matrix["permuted"] and not matrix["in_order"]:
             if orders is None or name not in orders:
                 yield Check(name, False, f"recorded as permuted, but {ORDERS} does not have its order")
                 continue
             order = orders.read(name).long()
-            if sorted(order.tolist()) != list(range(weight.shape[1])):
+            if order.ndim != 1 or sorted(order.tolist()) != list(range(weight.shape[1])):
                 yield Check(name, False, f"its order in {ORDERS} is not a permutation of {weight.shape[1]} channels")
                 continue
             weight = weight[:, order]

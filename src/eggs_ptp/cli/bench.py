@@ -93,8 +93,9 @@ def bench(
             session.measure_folder(find_folder(folder), kind or "auto", prompt=prompt, tokens=tokens, texts=texts)
     if plot is not None:
         from eggs_ptp.bench.plot import plot as picture
+        from eggs_ptp.core.whole_file import write_whole
 
-        plot.write_text(picture(session.products, session.machine), encoding="utf-8")
+        write_whole(plot, picture(session.products, session.machine))
     print_json(session.to_dict()) if json else _print(session)
 
 

@@ -1,19 +1,37 @@
 """The command `eggs`. Little is imported before `main` runs, so that Ctrl-C is one line from the start."""
 
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 1 (`verify` found faults), 2 (an error) or 130 (interrupted)."""
+    """Run one verb and return the exit code: 0, 1 (`verify` found faults), 2 (an error), 130 or 143 (interrupted).
+
+    A termination (SIGTERM, as schedulers send it) ends a run as Ctrl-C does.
+    """
+    terminated = False
+
+    def terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, terminate)
     try:
         from eggs_ptp.cli.program import run
 
         code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
         print("eggs: interrupted", file=sys.stderr)  # noqa: T201
+        return TERMINATED if terminated else INTERRUPTED
     return code

@@ -56,9 +56,10 @@ def report(
         if not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"{path}: there is no such folder to write to")
     from eggs_ptp.cli.terminal import Progress, print_json
+    from eggs_ptp.core.whole_file import write_whole
     from eggs_ptp.report.page import html
     from eggs_ptp.report.page import markdown as card
-    from eggs_ptp.report.report import make_report, write_text
+    from eggs_ptp.report.report import make_report
 
     with Progress("report", quiet=json) as progress:
         found = make_report(
@@ -69,9 +70,9 @@ def report(
             progress=progress.count if progress.is_bar else None,
         )
     page = html(found)
-    write_text(output, page)
+    write_whole(output, page)
     if markdown is not None:
-        write_text(markdown, card(found))
+        write_whole(markdown, card(found))
     files = [path for picture in found.pictures for path in picture.write(plots)] if plots is not None else []
     seconds = time.perf_counter() - start
     if json:

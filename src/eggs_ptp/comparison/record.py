@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from eggs_ptp.errors import CheckpointError
+from eggs_ptp.core.whole_file import write_whole
 from eggs_ptp.recipe.recipe import Recipe
 
 
@@ -48,13 +47,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     Raises:
         CheckpointError: the folder cannot be written to.
     """
-    draft = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: the record cannot be written ({error.strerror})") from error
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def _texts(data: Any) -> Iterator[str]:

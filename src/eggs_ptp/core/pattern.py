@@ -82,7 +82,7 @@ def parse_pattern(text: str) -> AnyPattern:
     Raises:
         PatternError: the text is neither.
     """
-    if match := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text):
+    if match := re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", text):
         return Pattern(int(match[1]), int(match[2]))
     try:
         return Unstructured(float(text))

@@ -1,33 +1,22 @@
 """Shards: the tensors of a safetensors folder, read one at a time."""
 
 import hashlib
-import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eggs_ptp.engine.tensor_file import Entry, TensorFile
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
+from eggs_ptp.models.fence import check_inside, is_plain
+from eggs_ptp.models.json_file import read_json
 
-_AT_ONCE = 1 << 24  # elements looked at
-
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_AT_ONCE = 1 << 24  # bytes of a piece
 
 
 class Shards:
@@ -44,11 +33,13 @@ class Shards:
     ) -> None:
         self.folder = folder
         self._ties = ties or {}
-        self._files: dict[Path, Any] = {}
+        self._files: dict[Path, TensorFile] = {}
         indexed = _index(folder) if files is None else {}
         for path in sorted(set(indexed.values()) or files or {folder / "model.safetensors"}):
-            self._open(path)
-        stored = {name: path for path, file in self._files.items() for name in file.keys()}  # noqa: SIM118
+            if files is None:
+                check_inside(path, folder)
+            self._files[path] = TensorFile(path)
+        stored = {name: path for path, file in self._files.items() for name in file.entries}
         for name, path in indexed.items():
             if stored.get(name) != path:
                 raise ModelError(f"{path}: the index places {name} here, but the file does not have it")
@@ -69,7 +60,7 @@ class Shards:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape from the header."""
-        return tuple(self._slice(name).get_shape())
+        return self._entry(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Type from the header.
@@ -77,30 +68,21 @@ class Shards:
         Raises:
             ModelError: a type that a dense model does not have, such as 8-bit floats.
         """
-        code = self._slice(name).get_dtype()
-        if code not in DTYPES:
-            raise ModelError(
-                f"{self.where[name]}: {name} has type {code}, as quantised models have; prune the original"
-            )
-        return DTYPES[code]
+        name = self._stored(name)
+        return self._files[self.where[name]].dtype(name)
 
     def bytes(self, name: str) -> int:
         """Size of a tensor in bytes, from the header."""
-        return self.dtype(name).itemsize * int(torch.Size(self.shape(name)).numel())
+        return self.dtype(name).itemsize * prod(self.shape(name))
 
     def read(self, name: str) -> Tensor:
         """Read one tensor.
 
         Raises:
-            ModelError: no such tensor, or the file cannot be read.
+            ModelError: no such tensor, a type that a dense model does not have, or the file cannot be read.
         """
         name = self._stored(name)
-        path = self.where[name]
-        try:
-            tensor: Tensor = self._files[path].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: {name} cannot be read ({error})") from error
-        return tensor
+        return self._files[self.where[name]].read(name)
 
     def read_sound(self, name: str) -> Tensor:
         """Read a tensor that is taken over as it is.
@@ -110,18 +92,36 @@ class Shards:
             NumericsError: it holds NaN or infinity.
         """
         tensor = self.read(name)
-        parts = tensor.reshape(-1).split(_AT_ONCE) if tensor.is_floating_point() else ()
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
+        if not _sound(tensor):
             raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
         return tensor
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Read a tensor that is taken over as it is some rows at a time, as those outside of blocks are large.
+
+        Raises:
+            ModelError: as `read`.
+            NumericsError: as `read_sound`.
+        """
+        shape = self.shape(name)
+        if len(shape) < 2 or not prod(shape):
+            yield self.read_sound(name)
+            return
+        rows = max(1, _AT_ONCE // (self.bytes(name) // shape[0]))
+        stored = self._stored(name)
+        for first in range(0, shape[0], rows):
+            piece = self._files[self.where[stored]].read(stored, first, min(first + rows, shape[0]))
+            if not _sound(piece):
+                raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
+            yield piece
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a tensor's bytes."""
         return sha256_of(self.read(name))
 
-    def _slice(self, name: str) -> Any:
+    def _entry(self, name: str) -> Entry:
         name = self._stored(name)
-        return self._files[self.where[name]].get_slice(name)
+        return self._files[self.where[name]].entries[name]
 
     def _stored(self, name: str) -> str:
         for candidate in (name, self._ties.get(name, name)):
@@ -131,14 +131,6 @@ class Shards:
             raise ModelError(f"{self.folder}: already quantised (qweight tensors); prune the original model instead")
         raise ModelError(f"{self.folder}: no tensor is named {name}; the checkpoint does not fit its config.json")
 
-    def _open(self, path: Path) -> None:
-        try:
-            self._files[path] = safe_open(str(path), framework="pt")
-        except FileNotFoundError:
-            raise ModelError(f"{path}: this shard is named in the index but missing") from None
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
-
 
 def _index(folder: Path) -> dict[str, Path]:
     """Where the index places each tensor; empty for a folder with a single model.safetensors."""
@@ -147,15 +139,23 @@ def _index(folder: Path) -> dict[str, Path]:
         if not (folder / "model.safetensors").exists():
             raise ModelError(f"{folder}: expected model.safetensors or model.safetensors.index.json")
         return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        pairs = [(str(name), str(file)) for name, file in table.items()]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: expected an index with a weight_map object ({error!r})") from error
-    for name, file in pairs:
-        if Path(file).name != file:
+    found = read_json(path)
+    table = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+        raise ModelError(f"{path}: expected an index with a weight_map object, of file names")
+    for name, file in table.items():
+        if not is_plain(file):
             raise ModelError(f"{path}: {name} points to {file!r}; shards must lie in the folder itself")
-    return {name: folder / file for name, file in pairs}
+        if not file.endswith(".safetensors"):
+            raise ModelError(
+                f"{path}: {name} points to {file!r}; only safetensors are read, as other weights can run code when "
+                "loaded; convert them in a trusted place (load with transformers, then save_pretrained)"
+            )
+    return {name: folder / file for name, file in table.items()}
+
+
+def _sound(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def sha256_of(tensor: Tensor | Iterable[Tensor]) -> str:

@@ -1,12 +1,11 @@
 """Evaluation records: one JSON document each, written whole or not at all."""
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from eggs_ptp.core.whole_file import write_whole
 from eggs_ptp.errors import CheckpointError
 
 KIND: Final = "evaluation"
@@ -19,15 +18,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it cannot be written there.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise CheckpointError(f"{path}: the record cannot be written ({error.strerror})") from error
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:

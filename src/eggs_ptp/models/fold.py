@@ -1,6 +1,6 @@
 """Fold: orders of a model's spaces moved into its weights, which leaves what the model computes as it was."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
@@ -11,8 +11,6 @@ from eggs_ptp.core.order import check, invert
 from eggs_ptp.errors import MethodError, ModelError
 from eggs_ptp.models.family import Family, Rows
 from eggs_ptp.models.heads import Heads
-
-_AT_ONCE = 1 << 23  # elements of a piece
 
 
 class _Axis(NamedTuple):
@@ -43,8 +41,10 @@ class Fold:
         order = order.cpu().long()
         check(order, order.numel(), name)
         if self.family.reach.get(name.rpartition(".")[2]) == "head":
-            head = torch.arange(order.numel()) // self.heads.width
-            if order.numel() != self.heads.value * self.heads.width or not torch.equal(order // self.heads.width, head):
+            head = torch.arange(order.numel()) // max(1, self.heads.width)
+            if order.numel() != self.heads.value * self.heads.width or not torch.equal(
+                order // max(1, self.heads.width), head
+            ):
                 raise MethodError(
                     f"{name}: expected an order that keeps each of the {self.heads.value} key/value heads of "
                     f"{self.heads.width} channels to itself, but got one that does not"
@@ -52,31 +52,46 @@ class Fold:
         self.orders[name] = order
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the model as the orders have it: axis by axis, place i holds what `order[i]` held."""
-        for axis, order in enumerate(self.axes(name)):
-            if order is not None:
-                tensor = tensor.index_select(axis, order.to(tensor.device))
+        """A tensor of the model as the orders have it: axis by axis, place i holds what `order[i]` held.
+
+        Raises:
+            MethodError: an order of another number of channels than the tensor has.
+        """
+        for axis, order in self._moved(name, tensor):
+            tensor = tensor.index_select(axis, order.to(tensor.device))
         return tensor
 
-    def pieces(self, name: str, tensor: Tensor) -> Iterator[Tensor]:
-        """`apply`, some rows at a time: large tensors that live outside of blocks are never copied whole."""
-        if tensor.dim() < 2:
-            yield self.apply(name, tensor)
-            return
+    def pieces(self, name: str, rows: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`apply` to a tensor given some rows at a time, not all in memory at once unless rows change places."""
         first, *others = self.axes(name) or [None]
-        chosen = torch.arange(len(tensor)) if first is None else first
-        for rows in chosen.split(max(1, _AT_ONCE // max(1, tensor[:1].numel()))):
-            piece = tensor[rows[0] : rows[-1] + 1] if first is None else tensor.index_select(0, rows.to(tensor.device))
+        if first is not None:
+            yield self.apply(name, torch.cat([*rows]))
+            return
+        for piece in rows:
             for axis, order in enumerate(others, 1):
-                piece = piece if order is None else piece.index_select(axis, order.to(tensor.device))
+                piece = piece if order is None else piece.index_select(axis, order.to(piece.device))
             yield piece
 
     def undo(self, name: str, tensor: Tensor) -> Tensor:
-        """The reverse of `apply`."""
-        for axis, order in enumerate(self.axes(name)):
-            if order is not None:
-                tensor = tensor.index_select(axis, invert(order).to(tensor.device))
+        """The reverse of `apply`.
+
+        Raises:
+            MethodError: as `apply`.
+        """
+        for axis, order in self._moved(name, tensor):
+            tensor = tensor.index_select(axis, invert(order).to(tensor.device))
         return tensor
+
+    def _moved(self, name: str, tensor: Tensor) -> list[tuple[int, Tensor]]:
+        """The axes that have an order, with it."""
+        moved = [(axis, order) for axis, order in enumerate(self.axes(name)) if order is not None]
+        for axis, order in moved:
+            if tensor.shape[axis : axis + 1] != order.shape:
+                raise MethodError(
+                    f"{name}: an order of axis {axis} has {order.numel()} channels, "
+                    f"but the tensor has shape {tuple(tensor.shape)}"
+                )
+        return moved
 
     def axes(self, name: str) -> tuple[Tensor | None, ...]:
         """The order of each axis of the tensor called `name`; None where it has none.

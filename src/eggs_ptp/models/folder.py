@@ -1,12 +1,13 @@
 """A model's folder: found locally or on the hub, and refused early when it cannot be pruned."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from eggs_ptp.errors import ModelError
+from eggs_ptp.models.fence import check_links, check_tokenizer
+from eggs_ptp.models.json_file import read_json
 from eggs_ptp.sparse.contents import is_ours
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
@@ -58,12 +59,11 @@ def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: expected a Hugging Face model folder, but it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict) or "model_type" not in config:
+    check_links(folder)
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{path}: expected an object with the key model_type")
+    check_tokenizer(folder)
     if not any(folder.glob("*.safetensors")):
         found = [name for name in _PICKLED if (folder / name).exists()] or sorted(
             file.name for file in folder.glob("*.bin")
@@ -87,10 +87,10 @@ def stored_names(folder: Path) -> set[str]:
     index = folder / "model.safetensors.index.json"
     try:
         if index.exists():
-            return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            return set(read_json(index)["weight_map"])
         with safe_open(str(folder / "model.safetensors"), framework="pt") as tensors:
             return set(tensors.keys())
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ModelError, OSError, SafetensorError, KeyError, TypeError):
         return set()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eggs_ptp.errors import ModelError
 from eggs_ptp.models.family import Rows
 
 
@@ -19,14 +20,23 @@ class Heads:
 
     @classmethod
     def of(cls, config: Any) -> "Heads":
-        """The heads that a config of transformers describes; one of no width where it describes none."""
+        """The heads that a config of transformers describes; one of no width where it describes none.
+
+        Raises:
+            ModelError: numbers that no attention can have.
+        """
         query = int(getattr(config, "num_attention_heads", None) or 1)
         if hasattr(config, "new_decoder_architecture"):  # Falcon, whose number of key/value heads may be out of use
             grouped = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else query
         else:
             grouped = getattr(config, "num_key_value_heads", None) or query
         width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // query
-        return cls(query, int(grouped), int(width))
+        value, width = int(grouped), int(width)
+        if query < 1 or value < 1 or width < 0 or query % value:
+            raise ModelError(
+                f"config.json: no attention can have {query} heads of {width} channels on {value} key/value heads"
+            )
+        return cls(query, value, width)
 
     def spread(self, order: Tensor) -> Tensor:
         """An order of the value channels (value * width,), as one of what the heads put out (query * width,)."""

@@ -60,6 +60,9 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
     from transformers import AutoModelForCausalLM
 
     config = _config(folder, trust_remote_code)
+    names = stored_names(folder)
+    if names and (asked := getattr(config, "num_hidden_layers", None) or 0) > len(names):
+        raise ModelError(f"{folder}: config.json asks for {asked} blocks, but the checkpoint has {len(names)} tensors")
     try:
         with init_empty_weights(include_buffers=False):
             # In float32, so that what is computed from the config, as rotations are, is not rounded.
@@ -72,7 +75,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
     if layout := LAYOUTS.get(config.model_type):
         for block in cast(nn.ModuleList, model.get_submodule(family.blocks)):
             take_apart(block, layout)
-    bare = _bare(family, model.base_model_prefix, stored_names(folder))
+    bare = _bare(family, model.base_model_prefix, names)
     return Skeleton(
         model=model,
         inner=inner,

@@ -95,12 +95,14 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         hint = re.match(r"\s*pattern\s*=\s*(\d+:\d+)", rows[line - 1])
         wanted = f'; a pattern is a string, so write pattern = "{hint[1]}"' if hint else ""
         raise RecipeError(f"recipe {path}, line {line}, column {column}: not TOML: {reason}{wanted}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+        raise RecipeError(f"recipe {path}: not TOML that can be read: {error}") from None
 
 
 def _toml_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML; or too many digits or brackets, of which no key has any use
         return text
     value = parsed["value"]
     # No key is a time; and TOML 1.1 reads the pattern 12:16 as one.

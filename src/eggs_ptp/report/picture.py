@@ -10,7 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from eggs_ptp.errors import BackendError, CheckpointError
+from eggs_ptp.core.whole_file import whole_file
+from eggs_ptp.errors import BackendError
 from eggs_ptp.report.palette import LIGHT
 
 WIDTH = 5.0  # inches, 360 of the SVG's units: on a phone its letters keep about their size
@@ -96,13 +97,9 @@ class Picture:
             CheckpointError: the folder cannot be written to.
         """
         paths = [folder / f"{self.name}.svg", folder / f"{self.name}.png"]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in paths:
-                with styled():
-                    self.figure.savefig(path, facecolor=LIGHT["paper"], dpi=_DOTS, metadata=_metadata(path, self.title))
-        except OSError as error:
-            raise CheckpointError(f"{folder}: the pictures cannot be written ({error.strerror})") from error
+        for path in paths:
+            with styled(), whole_file(path) as draft:
+                self.figure.savefig(draft, facecolor=LIGHT["paper"], dpi=_DOTS, metadata=_metadata(path, self.title))
         return paths
 
     def _drawn(self) -> str:

@@ -1,11 +1,10 @@
 """Report: runs and records brought together, and written as a page, Markdown or pictures."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eggs_ptp.errors import CheckpointError, EggsError
+from eggs_ptp.errors import EggsError
 from eggs_ptp.report.accuracy import accuracy, compared, comparisons, text_samples, texts
 from eggs_ptp.report.connectivity import MOST_WEIGHTS, Connectivity, choose, connectivity
 from eggs_ptp.report.group import Group, about
@@ -87,21 +86,6 @@ def make_report(
         sections = [part(group) for part in _PARTS]
         drawn.append((group, [section for section in sections if not section.is_empty]))
     return Report(drawn, skipped)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _is_sound(record: Record, skipped: list[Skipped]) -> bool:

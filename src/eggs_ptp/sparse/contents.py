@@ -46,7 +46,7 @@ class Contents:
         """
         if not is_ours(block):
             raise CheckpointError(f"{where}: quantization_config is none of eggs-ptp, so nothing is packed")
-        if block.get("format") not in FORMATS:
+        if not isinstance(block.get("format"), int) or block["format"] not in FORMATS:
             known = " and ".join(map(str, FORMATS))
             raise CheckpointError(
                 f"{where}: packed format {block.get('format')}, this version reads formats {known}; update eggs-ptp"
@@ -54,16 +54,18 @@ class Contents:
         matrices, ordered, values = block.get("matrices"), block.get("ordered", []), block.get("values", {})
         if not isinstance(matrices, dict) or not matrices or not isinstance(ordered, list):
             raise CheckpointError(f"{where}: quantization_config names no matrices")
-        if not isinstance(values, dict) or (odd := [kind for kind in values.values() if kind not in GRIDS]):
+        kinds = list(values.values()) if isinstance(values, dict) else [values]
+        odd = [kind for kind in kinds if not isinstance(kind, str) or kind not in GRIDS]
+        if odd or not isinstance(values, dict):
             raise CheckpointError(
-                f"{where}: quantization_config.values: expected {' or '.join(GRIDS)} for a matrix's "
-                f"name, got {odd[0] if isinstance(values, dict) else values!r}"
+                f"{where}: quantization_config.values: expected {' or '.join(GRIDS)} for a matrix's name, "
+                f"got {(odd or kinds)[0]!r}"
             )
         for key, names in (("ordered", ordered), ("values", values)):
             if strangers := sorted(set(map(str, names)) - matrices.keys()):
                 raise CheckpointError(f"{where}: quantization_config.{key}: {strangers[0]} is not one of its matrices")
         patterns = {name: _pattern(text, f"{where}: {name}") for name, text in matrices.items()}
-        return cls(patterns, frozenset(ordered), values)
+        return cls(patterns, frozenset(map(str, ordered)), values)
 
     def parts(self, name: str) -> tuple[str, ...]:
         """What a matrix consists of: the last parts of its tensors' names."""
