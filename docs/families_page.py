@@ -32,7 +32,7 @@ _NOTES = {
     "phi3": "`qkv_proj` folds the rows of its values, `gate_up_proj` its halves alike",
     "stablelm": "LayerNorm, rotary over part of a head, in line or parallel",
     "opt": "learned positions; OPT-350m, normed behind and with projected embeddings, too",
-    "gpt2": "`Conv1D`: pruned along its inputs, stored as (in, out) as before (`transposed` in `eggs.json`); no packed form",
+    "gpt2": "`Conv1D`: pruned along its inputs, stored as (in, out) as before (`transposed` in `eggs.json`); packed one row an output",
     "gpt_neox": "`query_key_value` head by head; parallel or in line",
     "falcon": "`query_key_value` by key/value head, of 7B, 40B, 180B and RW; ALiBi",
     "mixtral": "experts one by one",
@@ -82,8 +82,7 @@ in one is pruned as the only reader of its inputs. No order can be folded, as no
 channels: what would be folded is kept beside the weights (`orders = "gather"`). `eggs plan`, and `eggs prune` before it
 begins, say that a family is missing. Refused, in one line: encoder-decoder models, encoders, and models that see or
 hear; experts that only a family tells apart; blocks that cannot be run one by one. A linear that its block never calls
-as a module, as one of Mamba's, has no statistics; the error names it, and `--exclude` leaves it out. Packed folders
-of a few classes that look at weights before they are loaded (GPT-BigCode) are not loaded by transformers.
+as a module, as one of Mamba's, has no statistics; the error names it, and `--exclude` leaves it out.
 
 ## How it is tested
 
