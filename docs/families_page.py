@@ -72,7 +72,8 @@ layer instead. `eggs.json` has for every expert's matrix how many `tokens` were 
 - What the dense model has for a token is not compared with what an expert reads: its router may have sent the token
   elsewhere. Of experts, methods that compare correct nothing; of attention they do.
 - A variance within windows (`input_var_within`) takes the tokens of a batch that an expert is sent for one window.
-- Checkpoints whose experts are stored fused are refused; `save_pretrained` stores them one by one.
+- Experts that a checkpoint stores fused (`gate_up_proj` and `down_proj` with three axes) are read as matrices of their own,
+  a slice at a time. The output has them one by one, as `save_pretrained` writes them; transformers loads both.
 - Packed, a layer's experts are modules of their own in transformers, too; all or none of a layer's are packed.
 
 ## Without a family

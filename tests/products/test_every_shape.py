@@ -218,13 +218,41 @@ def test_a_layer_of_experts_is_packed_whole_or_not_at_all(tiny, tmp_path):
     assert not (tmp_path / "packed").exists()
 
 
-def test_fused_experts_on_disk_are_refused(tiny, tmp_path):
-    folder = shutil.copytree(tiny("mixtral"), tmp_path / "fused")
-    tensors = load_file(folder / "model.safetensors")
-    fused = torch.zeros(4, 128, 32)
-    save_file({**tensors, "model.layers.0.mlp.experts.gate_up_proj": fused}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match=r"mlp\.experts\.gate_up_proj: experts are expected as matrices of their own"):
-        api.prune(str(folder), tmp_path / "out", Recipe(method="magnitude"))
+def fused(source, output):
+    """The same model as transformers stores it where it is not asked for the names of the original."""
+    shutil.copytree(source, output)
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(output, save_original_format=False)
+    assert load_file(output / "model.safetensors")["model.layers.1.mlp.experts.gate_up_proj"].ndim == 3
+    return output
+
+
+@pytest.mark.parametrize("name", some("qwen3_moe", "mixtral", "qwen2_moe", "olmoe"))
+def test_experts_that_are_stored_fused_are_pruned_as_those_of_their_own_are(tiny, text_file, tmp_path, name):
+    source = fused(tiny(name), tmp_path / "fused")
+    first, second = tmp_path / "first", tmp_path / "second"
+    pruned(source, first, text_file, method="eggs")
+    pruned(tiny(name), second, text_file, method="eggs")
+    assert api.verify(first, str(source)).failures == []
+    assert api.verify(first, str(tiny(name))).failures == []
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[tensor], other[tensor]) for tensor in one)
+
+
+def test_a_folder_whose_fused_experts_are_no_stack_of_matrices_is_refused(tiny, tmp_path):
+    source = fused(tiny("mixtral"), tmp_path / "fused")
+    tensors = load_file(source / "model.safetensors")
+    broken = {**tensors, "model.layers.1.mlp.experts.gate_up_proj": torch.zeros(4, 32)}
+    save_file(broken, source / "model.safetensors")
+    with pytest.raises(ModelError, match=r"1\.mlp\.experts\.gate_up_proj: expected a stack of matrices, .*\[4, 32\]"):
+        api.prune(str(source), tmp_path / "out", Recipe(method="magnitude"))
+
+
+def test_fused_experts_of_a_model_type_without_names_for_them_are_refused(tiny, tmp_path):
+    source = fused(tiny("mixtral"), tmp_path / "fused")
+    (source / "config.json").write_text((tiny("llama") / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"experts\.\w+: of fused experts only those of mixtral, .* of llama$"):
+        api.prune(str(source), tmp_path / "out", Recipe(method="magnitude"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mixtral"])

@@ -17,6 +17,7 @@ from eggs_ptp.checkpoint.verify import read_manifest
 from eggs_ptp.core.layout import layout
 from eggs_ptp.core.pack import floats, pack, quantise, structured
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError
 from eggs_ptp.models.family import Linear
@@ -89,7 +90,7 @@ def export(
         (draft.folder / "config.json").write_text(text, encoding="utf-8")
         draft.publish()
     dense, packed = (folder, output) if form == "packed" else (output, folder)
-    return Exported(str(output), form, *_sizes(Shards(dense), Unpacked(packed)), len(rounded))
+    return Exported(str(output), form, *_sizes(open_dense(dense), Unpacked(packed)), len(rounded))
 
 
 def _copy_records(
@@ -123,7 +124,7 @@ def _write_packed(
     folder: Path, draft: Draft, pattern: AnyPattern | None, values: str | None
 ) -> tuple[Contents, dict[str, int]]:
     """Write tensors; returns what config.json says of them, and how many non-zeros each rounded matrix now has."""
-    shards, rounded = Shards(folder), {}
+    shards, rounded = open_dense(folder), {}
     matrices = {f"{name}.weight": found for name, found in _matrices(folder, shards, pattern).items()}
     specs = dict(_packed_specs(shards, matrices, values))
     with Stream(draft.folder, specs) as stream:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eggs_ptp.core.layout import check
 from eggs_ptp.core.pack import Packed, kind_of, unpack
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError, PatternError
 from eggs_ptp.models.folder import read_config
@@ -118,4 +119,4 @@ def open_shards(folder: Path, ties: Mapping[str, str] | None = None) -> Shards:
         ModelError: as `Shards`.
         CheckpointError: as `Unpacked`.
     """
-    return Unpacked(folder, ties) if is_packed(folder) else Shards(folder, ties=ties)
+    return Unpacked(folder, ties) if is_packed(folder) else open_dense(folder, ties)
