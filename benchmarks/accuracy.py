@@ -196,8 +196,19 @@ def find_model(asked: list[str], seqlen: int, scratch: Path) -> Model:
         "evaluation_sha256": hashlib.sha256(evaluated.read_bytes()).hexdigest(),
         "seqlen": length,
         "evaluation_windows": int(limit[0]) if limit else None,
+        **training_facts(folder),
     }
     return Model(Path(name).name, folder, calibration, evaluated, facts["evaluation_windows"], length, facts)
+
+
+def training_facts(folder: Path) -> dict[str, Any]:
+    """How a sibling of the built-in model was trained, from the log that its training script leaves in the folder."""
+    log = folder / "training.json"
+    if not log.exists():
+        return {}
+    facts = json.loads(log.read_text())
+    kept = ("family", "shape", "parameters", "steps", "seed", "train_tokens", "batch_tokens", "seconds")
+    return {"training": {key: facts.get(key, "llama" if key == "family" else None) for key in kept}}
 
 
 def draw(model: Model, nsamples: int, seed: int, scratch: Path) -> tuple[Path, str]:

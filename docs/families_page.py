@@ -32,7 +32,7 @@ _NOTES = {
     "phi3": "`qkv_proj` folds the rows of its values, `gate_up_proj` its halves alike",
     "stablelm": "LayerNorm, rotary over part of a head, in line or parallel",
     "opt": "learned positions; OPT-350m, normed behind and with projected embeddings, too",
-    "gpt2": "`Conv1D`: pruned along its inputs, stored as (in, out) as before (`transposed` in `eggs.json`); no packed form",
+    "gpt2": "`Conv1D`: pruned along its inputs, stored as (in, out) as before (`transposed` in `eggs.json`); packed one row an output",
     "gpt_neox": "`query_key_value` head by head; parallel or in line",
     "falcon": "`query_key_value` by key/value head, of 7B, 40B, 180B and RW; ALiBi",
     "mixtral": "experts one by one",
@@ -72,7 +72,8 @@ layer instead. `eggs.json` has for every expert's matrix how many `tokens` were 
 - What the dense model has for a token is not compared with what an expert reads: its router may have sent the token
   elsewhere. Of experts, methods that compare correct nothing; of attention they do.
 - A variance within windows (`input_var_within`) takes the tokens of a batch that an expert is sent for one window.
-- Checkpoints whose experts are stored fused are refused; `save_pretrained` stores them one by one.
+- Experts that a checkpoint stores fused (`gate_up_proj` and `down_proj` with three axes) are read as matrices of their own,
+  a slice at a time. The output has them one by one, as `save_pretrained` writes them; transformers loads both.
 - Packed, a layer's experts are modules of their own in transformers, too; all or none of a layer's are packed.
 
 ## Without a family
@@ -82,8 +83,7 @@ in one is pruned as the only reader of its inputs. No order can be folded, as no
 channels: what would be folded is kept beside the weights (`orders = "gather"`). `eggs plan`, and `eggs prune` before it
 begins, say that a family is missing. Refused, in one line: encoder-decoder models, encoders, and models that see or
 hear; experts that only a family tells apart; blocks that cannot be run one by one. A linear that its block never calls
-as a module, as one of Mamba's, has no statistics; the error names it, and `--exclude` leaves it out. Packed folders
-of a few classes that look at weights before they are loaded (GPT-BigCode) are not loaded by transformers.
+as a module, as one of Mamba's, has no statistics; the error names it, and `--exclude` leaves it out.
 
 ## How it is tested
 

@@ -33,7 +33,8 @@ CONTEXT = 256
 BATCH = 16
 PROMPT = "The function returns"
 BOS, EOS = "<s>", "</s>"
-FAMILIES = ("llama", "opt", "gpt_neox", "gemma2")
+FAMILIES = ("llama", "opt", "gpt_neox", "gemma2", "mixtral")
+BALANCE = 0.01  # weight of the loss that keeps a router from forgetting experts
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
     facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     print(json.dumps(facts), flush=True)
 
-    optimisers = make_optimisers(model, arguments.learning_rate)
+    optimisers, experts = make_optimisers(model, arguments.learning_rate)
     batches = stream(encoded, tokenizer, arguments.seed)
     state = arguments.out.with_name(arguments.out.name + ".state")
     first, spent, best, log = 0, 0.0, math.inf, list[dict[str, float]]()
@@ -85,15 +86,8 @@ def main() -> None:
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = arguments.learning_rate * schedule(step, arguments.steps)
-        batch = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):  # the weights and their updates stay in float32
-            loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        running, counted, done = running + loss.item(), counted + 1, step + 1
+        loss = descend(model, next(batches), optimisers, experts)
+        running, counted, done = running + loss, counted + 1, step + 1
         if done % arguments.every == 0 or done == arguments.steps:
             entry = {
                 "step": done,
@@ -180,6 +174,9 @@ def settings_of(family: str, shape: dict[str, int]) -> dict[str, Any]:
         return {**shared, "ffn_dim": plain, "word_embed_proj_dim": shape["hidden_size"], "dropout": 0.0}
     if family == "gpt_neox":
         return {**shared, "intermediate_size": plain}
+    if family == "mixtral":  # two of four experts a token, together as wide as the one gated MLP of the others
+        few = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": BALANCE}
+        return {**shape, **few, "intermediate_size": shape["intermediate_size"] // 2}
     if family == "gemma2":  # only eager attention bounds its logits
         return {**shape, "head_dim": width, "query_pre_attn_scalar": width, "attn_implementation": "eager"}
     return dict(shape)
@@ -205,15 +202,43 @@ def blocks_of(model: PreTrainedModel) -> torch.nn.Module:
     return model.get_submodule(family_in(model, "the model in training").blocks)
 
 
-def make_optimisers(model: PreTrainedModel, peak: float) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the embedding and the norms."""
-    matrices = [parameter for parameter in blocks_of(model).parameters() if parameter.ndim == 2]
-    chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+Fused = list[tuple[torch.nn.Parameter, list[torch.nn.Parameter]]]
+
+
+def make_optimisers(model: PreTrainedModel, peak: float) -> tuple[list[torch.optim.Optimizer], Fused]:
+    """Muon for the blocks' matrices, AdamW for the embedding and the norms.
+
+    Fused experts come with them: each a matrix of its own to Muon, in the same memory, that needs to be given its part
+    of the gradient.
+    """
+    inside = list(blocks_of(model).parameters())
+    fused = [(p, [torch.nn.Parameter(part) for part in p.detach()]) for p in inside if p.ndim == 3]
+    matrices = [p for p in inside if p.ndim == 2]
+    chosen = {id(p) for p in inside if p.ndim > 1}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    matrices += [part for _, parts in fused for part in parts]
     return [
         torch.optim.Muon(matrices, lr=peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    ], fused
+
+
+def descend(
+    model: PreTrainedModel, batch: torch.Tensor, optimisers: list[torch.optim.Optimizer], experts: Fused
+) -> float:
+    """One step; returns the loss of the next token, without what keeps a router in balance."""
+    routed = {"output_router_logits": True} if experts else {}
+    with torch.autocast("cpu", torch.bfloat16):  # the weights and their updates stay in float32
+        found = model(input_ids=batch, labels=batch, **routed)
+    found.loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for fused, parts in experts:
+        for part, gradient in zip(parts, fused.grad, strict=True):
+            part.grad = gradient
+    for optimiser in optimisers:
+        optimiser.step()
+    model.zero_grad(set_to_none=True)
+    return float(found.loss.detach() - (BALANCE * found.aux_loss.detach() if experts else 0.0))
 
 
 def schedule(step: int, steps: int) -> float:
@@ -269,15 +294,16 @@ def perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
 @torch.no_grad()
 def pruned_perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
     """The perplexity with the two largest of every four consecutive inputs kept in each block's linears."""
-    layers = [m for m in blocks_of(model).modules() if isinstance(m, torch.nn.Linear)]
-    dense = [layer.weight.detach().clone() for layer in layers]
-    for layer in layers:
-        groups = layer.weight.view(-1, 4)
+    # Routers stay as they are; all else with two axes or more is a linear's, or those of all experts.
+    weights = [p for name, p in blocks_of(model).named_parameters() if p.ndim > 1 and not name.endswith("gate.weight")]
+    dense = [weight.detach().clone() for weight in weights]
+    for weight in weights:
+        groups = weight.view(-1, 4)
         smallest = groups.abs().topk(2, dim=1, largest=False).indices
         groups.scatter_(1, smallest, 0.0)
     pruned = perplexity(model, rows)
-    for layer, weight in zip(layers, dense, strict=True):
-        layer.weight.copy_(weight)
+    for weight, kept in zip(weights, dense, strict=True):
+        weight.copy_(kept)
     return pruned
 
 

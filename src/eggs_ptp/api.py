@@ -18,6 +18,7 @@ from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, v
 from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
 from eggs_ptp.engine.counted import Counted
 from eggs_ptp.engine.event import Listener, ignore
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.masks import MaskFile, write_masks
 from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
@@ -64,7 +65,7 @@ def plan(
     if asked.calibration.text is not None:
         _check_source(asked)
     skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
-    shards = Shards(folder, ties=skeleton.ties)
+    shards = open_dense(folder, skeleton.ties)
     return plan_run(skeleton, shards, asked, device=where, dtype=kind, memory=memory)
 
 
@@ -106,7 +107,7 @@ def prune(
         _check_apart(Path(output), folder)
         _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
-        shards = Shards(folder, ties=skeleton.ties)
+        shards = open_dense(folder, skeleton.ties)
         where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype), "memory": memory}
         decided = plan_run(skeleton, shards, asked, **where)
         run = _run(decided, skeleton, shards, asked, listener, Shelf(decided.budget.allowance, draft.workplace))

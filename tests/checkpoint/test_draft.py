@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,18 @@ class SomeError(Exception):
 
 
 ORDERS = {"model.layers.0.mlp.up_proj": torch.arange(32, dtype=torch.int32).flip(0)}
+
+
+def test_a_system_without_posix_locks_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(CheckpointError, match=r"out: .* file locks of Linux and macOS, which this system lacks; run"):
+        Draft(tmp_path / "out").__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_who_writes_needs_posix_locks():
+    code = "import sys; sys.modules['fcntl'] = None; import eggs_ptp.api, eggs_ptp.cli.program"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def blocks(shards):

@@ -271,7 +271,7 @@ def no_bits(folder):
 
 
 def future(folder):
-    change_packed(folder, format=3)
+    change_packed(folder, format=7)
 
 
 def another_pattern(folder):
@@ -306,7 +306,7 @@ DAMAGES = [
         rf"model\.safetensors: {DOWN}\.bits is .* \(32, 8\), expected torch\.uint8 of shape \(32, 4\), by config\.json",
     ),
     (no_bits, rf"packed: {DOWN}\.bits is named in config\.json, but in none of the files"),
-    (future, r"config\.json: packed format 3, this version reads formats 1 and 2; update eggs-ptp"),
+    (future, r"config\.json: packed format 7, this version reads formats 1, 2, 3; update eggs-ptp"),
     (another_pattern, rf"{DOWN}: the bits of \d+ groups do not mark 2 of 4 columns"),
 ]
 

@@ -61,7 +61,7 @@ def test_one_line_says_what_is_wrong_with_a_packed_folder(eggs, pruned, tmp_path
         ("evaluate", packed, "--text", packed / "README.md"),
     ):
         error = eggs(*verb).error
-        assert error.count("packed format 9, this version reads formats 1 and 2; update eggs-ptp") == 1
+        assert error.count("packed format 9, this version reads formats 1, 2, 3; update eggs-ptp") == 1
         assert error.count(str(packed)) == 1
         assert "Error:" not in error.removeprefix("error:")
 

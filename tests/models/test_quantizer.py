@@ -254,7 +254,7 @@ DAMAGES = [
     (short, rf"model\.safetensors: {UP}\.values has shape \[64, 8\], config\.json asks for \[64, 16\]$"),
     (another_pattern, rf"{UP}\.values has shape \[64, 16\], config\.json asks for \[64, 8\]$"),
     (cut, r"model\.safetensors: not a readable safetensors file"),
-    (future, r"^config\.json: packed format 7, this version reads formats 1 and 2; update eggs-ptp$"),
+    (future, r"^config\.json: packed format 7, this version reads formats 1, 2, 3; update eggs-ptp$"),
     (stranger, r"model\.layers\.9\.mlp\.up_proj"),
     (no_linear, r"model\.norm"),
     (misfit, rf"^config\.json: {UP}: linear: 32 input features cannot be cut into groups of 5"),

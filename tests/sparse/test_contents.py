@@ -32,6 +32,13 @@ def test_the_first_format_is_still_read():
     assert Contents.read(FIRST, "config.json") == Contents(PATTERNS, frozenset({"a.down"}))
 
 
+def test_what_is_transposed_makes_it_a_format_that_older_versions_refuse():
+    contents = Contents(PATTERNS, transposed=frozenset({"a.q"}))
+    block = contents.to_dict()
+    assert (block["format"], block["transposed"]) == (3, ["a.q"])
+    assert Contents.read(block, "config.json") == contents
+
+
 def test_no_method_is_named_so_that_transformers_alone_refuses_it():
     assert "quant_method" not in CONTENTS.to_dict()
 
@@ -44,7 +51,7 @@ def test_tensors_of_a_matrix():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, r"^here: packed format 3, this version reads formats 1 and 2; update eggs-ptp$"),
+        ({"format": 4}, r"^here: packed format 4, this version reads formats 1, 2, 3; update eggs-ptp$"),
         ({"format": None}, r"^here: packed format None"),
         (
             {"values": {"a.q": "int3"}},
@@ -54,6 +61,8 @@ def test_tensors_of_a_matrix():
         ({"values": {"b": "int8"}}, r"^here: quantization_config\.values: b is not one of its matrices$"),
         ({"matrices": {}}, r"^here: quantization_config names no matrices$"),
         ({"matrices": ["a.q"]}, r"^here: quantization_config names no matrices$"),
+        ({"transposed": ["b"]}, r"^here: quantization_config\.transposed: b is not one of its matrices$"),
+        ({"transposed": "a.q"}, r"^here: quantization_config names no matrices$"),
         ({"ordered": ["b"]}, r"^here: quantization_config\.ordered: b is not one of its matrices$"),
         ({"matrices": {"a.down": "0.5"}}, r"^here: a\.down: packed matrices are N:M, not 0\.5$"),
         ({"matrices": {"a.down": "4:2"}}, r"^here: a\.down: pattern 4:2 keeps 4 of 2"),

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from eggs_ptp.checkpoint.verify import read_manifest
 from eggs_ptp.core.layout import layout
 from eggs_ptp.core.pack import floats, pack, quantise, structured
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError
 from eggs_ptp.models.family import Linear
@@ -37,6 +38,14 @@ class Exported:
     dense_bytes: int
     packed_bytes: int
     rounded: int  # matrices that unpack to other values than they had: quantised, and not on the grid before
+
+
+class _Matrix(NamedTuple):
+    """A pruned matrix as it is to be packed: its `order` where it is N:M in another than its own."""
+
+    pattern: Pattern
+    order: Tensor | None
+    transposed: bool
 
 
 def export(
@@ -81,7 +90,7 @@ def export(
         (draft.folder / "config.json").write_text(text, encoding="utf-8")
         draft.publish()
     dense, packed = (folder, output) if form == "packed" else (output, folder)
-    return Exported(str(output), form, *_sizes(Shards(dense), Unpacked(packed)), len(rounded))
+    return Exported(str(output), form, *_sizes(open_dense(dense), Unpacked(packed)), len(rounded))
 
 
 def _copy_records(
@@ -115,7 +124,7 @@ def _write_packed(
     folder: Path, draft: Draft, pattern: AnyPattern | None, values: str | None
 ) -> tuple[Contents, dict[str, int]]:
     """Write tensors; returns what config.json says of them, and how many non-zeros each rounded matrix now has."""
-    shards, rounded = Shards(folder), {}
+    shards, rounded = open_dense(folder), {}
     matrices = {f"{name}.weight": found for name, found in _matrices(folder, shards, pattern).items()}
     specs = dict(_packed_specs(shards, matrices, values))
     with Stream(draft.folder, specs) as stream:
@@ -123,9 +132,10 @@ def _write_packed(
             if name not in matrices:
                 stream.put(name, shards.read(name))
                 continue
-            matrix, (found, order) = name.removesuffix(".weight"), matrices[name]
+            matrix, found = name.removesuffix(".weight"), matrices[name]
             where = f"{shards.where[name]}: {matrix}"
-            packed = pack(shards.read(name), found, order, name=where)
+            weight = shards.read(name)
+            packed = pack(weight.T if found.transposed else weight, found.pattern, found.order, name=where)
             plain = packed.values
             if values is not None:
                 packed = quantise(packed, values, where)
@@ -133,61 +143,57 @@ def _write_packed(
                 rounded[matrix] = int(now.count_nonzero())
             for part, tensor in packed.tensors().items():
                 stream.put(f"{matrix}.{part}", tensor)
-    ordered = frozenset(name.removesuffix(".weight") for name, (_, order) in matrices.items() if order is not None)
-    patterns = {name.removesuffix(".weight"): found for name, (found, _) in matrices.items()}
-    return Contents(patterns, ordered, dict.fromkeys(patterns, values) if values else {}), rounded
+    own = {name.removesuffix(".weight"): found for name, found in matrices.items()}
+    ordered = frozenset(name for name, found in own.items() if found.order is not None)
+    transposed = frozenset(name for name, found in own.items() if found.transposed)
+    patterns = {name: found.pattern for name, found in own.items()}
+    return Contents(patterns, ordered, dict.fromkeys(patterns, values) if values else {}, transposed), rounded
 
 
-def _packed_specs(
-    shards: Shards, matrices: Mapping[str, tuple[Pattern, Tensor | None]], values: str | None
-) -> Iterator[tuple[str, Spec]]:
+def _packed_specs(shards: Shards, matrices: Mapping[str, _Matrix], values: str | None) -> Iterator[tuple[str, Spec]]:
     for name in shards.names:
         dtype, shape = shards.dtype(name), shards.shape(name)
         if name not in matrices:
             yield name, Spec(dtype, shape)
             continue
-        matrix, (pattern, order) = name.removesuffix(".weight"), matrices[name]
+        matrix, (pattern, order, transposed) = name.removesuffix(".weight"), matrices[name]
+        shape = shape[::-1] if transposed else shape
         pattern.check_width(shape[1], f"{shards.where[name]}: {matrix}")
         for part, spec in layout(shape, dtype, pattern, values, ordered=order is not None).items():
             yield f"{matrix}.{part}", Spec(*spec)
 
 
-def _matrices(folder: Path, shards: Shards, pattern: AnyPattern | None) -> dict[str, tuple[Pattern, Tensor | None]]:
-    """Pattern of each pruned matrix, and the order that it is N:M in where that is not its own."""
+def _matrices(folder: Path, shards: Shards, pattern: AnyPattern | None) -> dict[str, _Matrix]:
+    """The pruned matrices by name."""
     if not (folder / MANIFEST).exists():
         if pattern is None:
             raise CheckpointError(f"{folder}: no {MANIFEST} says what was pruned; pass --pattern, as --pattern 2:4")
         linears = load_family(folder)[0].linears
         ours = {name.removesuffix(".weight"): one for name in shards.names for one in linears if _is(name, one)}
-        for name, linear in ours.items():
-            _refuse(folder, name, transposed=linear.transposed)
         _whole_layers(folder, shards, ours)
-        return {name: (structured(pattern, f"{folder}: {name}"), None) for name in ours}
+        return {
+            name: _Matrix(structured(pattern, f"{folder}: {name}"), None, linear.transposed)
+            for name, linear in ours.items()
+        }
     orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
     found = {}
     for matrix in read_manifest(folder)["matrices"]:
         name = str(matrix["name"])
         if f"{name}.weight" not in shards:
             raise CheckpointError(f"{folder}: {name} is in {MANIFEST}, but its weight is in none of the files")
-        _refuse(folder, name, transposed=matrix.get("transposed", False))
         order = None
         if not matrix["in_order"]:
             if orders is None or name not in orders:
                 raise CheckpointError(f"{folder}: {name} was permuted, but {ORDERS} does not have its order")
             order = orders.read(name)
         asked = pattern or parse_pattern(str(matrix["pattern"]))
-        found[name] = (structured(asked, f"{folder}: {name}"), order)
+        found[name] = _Matrix(structured(asked, f"{folder}: {name}"), order, matrix.get("transposed", False))
     _whole_layers(folder, shards, found)
     return found
 
 
 def _is(tensor: str, linear: Linear) -> bool:
     return tensor.endswith(f".{linear.path}.weight")
-
-
-def _refuse(folder: Path, name: str, *, transposed: bool) -> None:
-    if transposed:
-        raise CheckpointError(f"{folder}: {name} is stored as (in, out), which has no packed form; keep the dense one")
 
 
 def _whole_layers(folder: Path, shards: Shards, matrices: Collection[str]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eggs_ptp.core.layout import check, layout
 from eggs_ptp.core.pack import FLOATS, Packed, unpack
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError, PatternError
 from eggs_ptp.models.folder import read_config
@@ -44,7 +45,8 @@ class Unpacked(Shards):
             return super().shape(name)
         matrix = self._matrices[name]
         values = self._stored_as.shape(f"{matrix}.values")
-        return values[0], self._columns(matrix, values)
+        shape = values[0], self._columns(matrix, values)
+        return shape[::-1] if matrix in self.contents.transposed else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of the dense tensor."""
@@ -60,7 +62,11 @@ class Unpacked(Shards):
             ModelError: as `Shards.read`.
             CheckpointError: the packed tensors are no packed matrix.
         """
-        return unpack(self.packed(self._matrices[name])) if name in self._matrices else super().read(name)
+        if name not in self._matrices:
+            return super().read(name)
+        matrix = self._matrices[name]
+        weight = unpack(self.packed(matrix))
+        return weight.T.contiguous() if matrix in self.contents.transposed else weight
 
     def read_rows(self, name: str) -> Iterator[Tensor]:
         """Read one tensor, some of its rows after the others.
@@ -69,8 +75,8 @@ class Unpacked(Shards):
             ModelError: as `Shards.read`.
             CheckpointError: as `read`.
         """
-        if name not in self._matrices:
-            yield super().read(name)
+        if self._matrices.get(name) in {None, *self.contents.transposed}:  # the last are packed by their columns
+            yield self.read(name)
             return
         for _, tile in self.packed(self._matrices[name]).tiles():
             yield unpack(tile)
@@ -129,4 +135,4 @@ def open_shards(folder: Path, ties: Mapping[str, str] | None = None) -> Shards:
         ModelError: as `Shards`.
         CheckpointError: as `Unpacked`.
     """
-    return Unpacked(folder, ties) if is_packed(folder) else Shards(folder, ties=ties)
+    return Unpacked(folder, ties) if is_packed(folder) else open_dense(folder, ties)

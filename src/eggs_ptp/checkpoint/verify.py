@@ -12,6 +12,7 @@ from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
 from eggs_ptp.checkpoint.record import fault_of
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, MethodError
 from eggs_ptp.models.fold import Fold
@@ -79,7 +80,7 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
         checks.append(broken)
     elif against is not None:
         of = {f"{matrix['name']}.weight": matrix for matrix in matrices}
-        checks += _unchanged(shards, Shards(against), of, undo, tuned)
+        checks += _unchanged(shards, open_dense(against), of, undo, tuned)
     return Verification(str(folder), tuple(checks))
 
 

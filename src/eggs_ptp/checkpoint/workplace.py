@@ -1,7 +1,6 @@
 """Workplace: the hidden folder beside an output in which one process at a time makes it."""
 
 import ctypes
-import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -24,9 +23,16 @@ class Workplace:
         """Take the folder, made where it is missing.
 
         Raises:
-            CheckpointError: another process has it.
+            CheckpointError: another process has it, or this system, as Windows, has no POSIX locks.
             OSError: it cannot be made or locked.
         """
+        try:
+            import fcntl
+        except ImportError:
+            raise CheckpointError(
+                f"{self.output}: folders are written with the file locks of Linux and macOS, which this system lacks; "
+                "run eggs there, or on Windows in WSL"
+            ) from None
         while True:
             self.path.mkdir(mode=0o700, exist_ok=True)
             try:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eggs_ptp import api
-from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.errors import ModelError
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.report.palette import HEATS, LIGHT
@@ -60,7 +60,7 @@ def matrix_of(model: str, name: str | None = None) -> tuple[str, Tensor]:
     if name is not None and name not in names:
         raise ModelError(f"{model} has no matrix {name!r}{nearest(name, names)}; the first is {names[0]}")
     found = next(m for m in plan.matrices if (m.name == name if name else m.block == plan.blocks // 2))
-    weight = Shards(api.find(model)).read_sound(f"{found.name}.weight").float()
+    weight = open_dense(api.find(model)).read_sound(f"{found.name}.weight").float()
     return found.name, weight.T.contiguous() if found.transposed else weight
 
 

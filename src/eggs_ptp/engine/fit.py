@@ -23,11 +23,6 @@ def check_coverage(skeleton: Skeleton, shards: Shards) -> None:
             f"{skeleton.folder}: the checkpoint has {skeleton.block_name(min(beyond))}, but its config.json makes only "
             f"{len(skeleton.blocks)} blocks"
         )
-    if fused := next((name for name in shards.names if name.endswith(".experts.gate_up_proj")), None):
-        raise ModelError(
-            f"{skeleton.folder}: {fused}: experts are expected as matrices of their own, but are stored fused; load "
-            "the model with transformers and save_pretrained it, which stores them one by one"
-        )
     linears = skeleton.family.linears
     for index, block in enumerate(skeleton.blocks):
         found = {

@@ -96,6 +96,15 @@ class Shards:
             raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
         return tensor
 
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Read the rows of a tensor from `first` on and before `last`.
+
+        Raises:
+            ModelError: as `read`.
+        """
+        name = self._stored(name)
+        return self._files[self.where[name]].read(name, first, last)
+
     def pieces(self, name: str) -> Iterator[Tensor]:
         """Read a tensor that is taken over as it is some rows at a time, as those outside of blocks are large.
 
@@ -108,9 +117,8 @@ class Shards:
             yield self.read_sound(name)
             return
         rows = max(1, _AT_ONCE // (self.bytes(name) // shape[0]))
-        stored = self._stored(name)
         for first in range(0, shape[0], rows):
-            piece = self._files[self.where[stored]].read(stored, first, min(first + rows, shape[0]))
+            piece = self.rows(name, first, min(first + rows, shape[0]))
             if not _sound(piece):
                 raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
             yield piece

@@ -4,7 +4,7 @@ from torch import nn
 
 from eggs_ptp.errors import ModelError
 from eggs_ptp.models.family import Family, Linear
-from eggs_ptp.sparse.linear import NMLinear
+from eggs_ptp.sparse.linear import NMLinear, is_transposed
 
 
 def discover(model: nn.Module, model_type: str, where: str) -> Family:
@@ -55,8 +55,3 @@ def discover(model: nn.Module, model_type: str, where: str) -> Family:
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a matrix product: a linear layer, packed or not, or one of GPT-2's with its weight transposed."""
     return isinstance(module, nn.Linear | NMLinear) or is_transposed(module)
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether it is a `Conv1D` of transformers, whose weight is (in, out)."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")

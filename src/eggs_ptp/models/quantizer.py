@@ -16,11 +16,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eggs_ptp.core.layout import check
 from eggs_ptp.errors import CheckpointError, PatternError
+from eggs_ptp.models.discover import is_linear
 from eggs_ptp.models.experts import take_apart
 from eggs_ptp.models.moe import LAYOUTS
 from eggs_ptp.sparse.contents import FORMATS, METHOD, Contents, is_ours
 from eggs_ptp.sparse.convert import contents_of, replace, unpack
-from eggs_ptp.sparse.linear import NMLinear
+from eggs_ptp.sparse.linear import NMLinear, is_transposed
 
 _WHERE = "config.json"
 
@@ -84,7 +85,9 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
         if checkpoint_files is not None and all(file.endswith(".safetensors") for file in checkpoint_files):
             _check_headers(rooms, checkpoint_files)
         for name, room in rooms.items():
-            replace(model, _own_name(model, name), room)
+            own = _own_name(model, name)
+            replace(model, own, room)
+            _settle(model.get_submodule(own.rpartition(".")[0]))
         self.quantization_config._take(_stored(model, contents_of(model)))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
@@ -120,6 +123,12 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
+def _settle(parent: nn.Module) -> None:
+    """Keep transformers from starting weights that are packed: GPT-2's classes reach into their linears to do so."""
+    if not [*parent.parameters(recurse=False), *parent.buffers(recurse=False)]:
+        parent.__dict__["_is_hf_initialized"] = True
+
+
 def _take_apart(model: Any, contents: Contents) -> None:
     """Give experts that are packed modules of their own; those of other blocks stay fused."""
     if layout := LAYOUTS.get(model.config.model_type):
@@ -137,15 +146,20 @@ def _stored(model: Any, contents: Contents) -> Contents:
 
     matrices = {name(own): pattern for own, pattern in contents.matrices.items()}
     values = {name(own): kind for own, kind in contents.values.items()}
-    return Contents(matrices, frozenset(map(name, contents.ordered)), values)
+    return Contents(matrices, frozenset(map(name, contents.ordered)), values, frozenset(map(name, contents.transposed)))
 
 
 def _room(model: Any, name: str, contents: Contents) -> NMLinear:
     """An empty packed layer for a matrix of the checkpoint."""
     own = _own_name(model, name)
     linear = model.get_submodule(own) if own else None
-    if not isinstance(linear, nn.Linear):
+    if linear is None or not is_linear(linear):
         raise CheckpointError(f"{_WHERE}: {name} is packed, but this {type(model).__name__} has no such linear")
+    if is_transposed(linear) != (name in contents.transposed):
+        raise CheckpointError(
+            f"{_WHERE}: {name} is {'one' if is_transposed(linear) else 'none'} of those stored as (in, out) in this "
+            f"{type(model).__name__}, but quantization_config.transposed says otherwise; export the folder again"
+        )
     try:
         return NMLinear.empty(
             linear, contents.matrices[name], ordered=name in contents.ordered, values=contents.values.get(name)

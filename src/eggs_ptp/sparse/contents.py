@@ -9,9 +9,10 @@ from eggs_ptp.core.pattern import Pattern, parse_pattern
 from eggs_ptp.errors import CheckpointError, PatternError
 
 METHOD = "eggs"
-FORMATS = (1, 2)
+FORMATS = (1, 2, 3)
 # Format 1 had `"quant_method": "eggs"`, which transformers without this package skips with a warning, to make up random
 # weights. A block without quant_method it refuses; what it should be told stands where a reader of that error looks.
+# Format 3 has `transposed`; a folder without any is written as format 2, which older versions read.
 _NOTE = "packed by eggs-ptp: import eggs_ptp before transformers loads this"
 
 
@@ -20,21 +21,23 @@ class Contents:
     """The packed matrices by module name, each with its pattern.
 
     `ordered` are those with an order of their own, `values` the kinds of quantised values ("int8", "int4") of those
-    that have some.
+    that have some, `transposed` those whose dense weight is (in, out).
     """
 
     matrices: Mapping[str, Pattern]
     ordered: frozenset[str] = field(default_factory=frozenset)
     values: Mapping[str, str] = field(default_factory=dict)
+    transposed: frozenset[str] = field(default_factory=frozenset)
 
     def to_dict(self) -> dict[str, Any]:
         """The block `quantization_config`."""
         return {
             METHOD: _NOTE,
-            "format": FORMATS[-1],
+            "format": 3 if self.transposed else 2,
             "matrices": {name: str(pattern) for name, pattern in self.matrices.items()},
             "values": dict(self.values),
             "ordered": sorted(self.ordered),
+            **({"transposed": sorted(self.transposed)} if self.transposed else {}),
         }
 
     @classmethod
@@ -47,12 +50,14 @@ class Contents:
         if not is_ours(block):
             raise CheckpointError(f"{where}: quantization_config is none of eggs-ptp, so nothing is packed")
         if not isinstance(block.get("format"), int) or block["format"] not in FORMATS:
-            known = " and ".join(map(str, FORMATS))
+            known = ", ".join(map(str, FORMATS))
             raise CheckpointError(
                 f"{where}: packed format {block.get('format')}, this version reads formats {known}; update eggs-ptp"
             )
         matrices, ordered, values = block.get("matrices"), block.get("ordered", []), block.get("values", {})
-        if not isinstance(matrices, dict) or not matrices or not isinstance(ordered, list):
+        transposed = block.get("transposed", [])
+        lists = isinstance(ordered, list) and isinstance(transposed, list)
+        if not isinstance(matrices, dict) or not matrices or not lists:
             raise CheckpointError(f"{where}: quantization_config names no matrices")
         kinds = list(values.values()) if isinstance(values, dict) else [values]
         odd = [kind for kind in kinds if not isinstance(kind, str) or kind not in GRIDS]
@@ -61,11 +66,11 @@ class Contents:
                 f"{where}: quantization_config.values: expected {' or '.join(GRIDS)} for a matrix's name, "
                 f"got {(odd or kinds)[0]!r}"
             )
-        for key, names in (("ordered", ordered), ("values", values)):
+        for key, names in (("ordered", ordered), ("values", values), ("transposed", transposed)):
             if strangers := sorted(set(map(str, names)) - matrices.keys()):
                 raise CheckpointError(f"{where}: quantization_config.{key}: {strangers[0]} is not one of its matrices")
         patterns = {name: _pattern(text, f"{where}: {name}") for name, text in matrices.items()}
-        return cls(patterns, frozenset(map(str, ordered)), values)
+        return cls(patterns, frozenset(map(str, ordered)), values, frozenset(map(str, transposed)))
 
     def parts(self, name: str) -> tuple[str, ...]:
         """What a matrix consists of: the last parts of its tensors' names."""

@@ -22,6 +22,7 @@ class NMLinear(nn.Module):
     x is (..., in_features) of the weight's type, y (..., out_features). The tensors are buffers: floats (`values`, or
     the `scales` of quantised ones, and `bias`) change their type with the module, the others never do. `backend` forces
     one of `sparse.backends.table`; without it the choice is made at every call, by device, type, shape and batch.
+    `transposed` is the class of the layer whose place it takes where that keeps its weight as (in, out).
 
     Raises:
         BackendError: there is no such backend; when called, it cannot compute this, or x has another type or width;
@@ -34,11 +35,18 @@ class NMLinear(nn.Module):
     order: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, packed: Packed, bias: Tensor | None = None, *, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        packed: Packed,
+        bias: Tensor | None = None,
+        *,
+        backend: str | None = None,
+        transposed: type[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         if backend is not None:
             find(backend)
-        self.pattern, self.backend = packed.pattern, backend
+        self.pattern, self.backend, self.transposed = packed.pattern, backend, transposed
         self.in_features, self.out_features = packed.columns, packed.rows
         parts = {"scales": None, "order": None, **packed.tensors(), "bias": bias}
         for name, tensor in parts.items():
@@ -48,7 +56,7 @@ class NMLinear(nn.Module):
     @classmethod
     def empty(
         cls,
-        linear: nn.Linear,
+        linear: nn.Module,
         pattern: Pattern,
         *,
         ordered: bool = False,
@@ -56,12 +64,13 @@ class NMLinear(nn.Module):
         backend: str | None = None,
     ) -> "NMLinear":
         """Room for the packed form of a dense layer, of its shape, type and device, to be filled by a state dict."""
-        weight = linear.weight
+        weight, bias, transposed = parts_of(linear)
         pattern.check_width(weight.shape[1], "linear")
         parts = layout(tuple(weight.shape), weight.dtype, pattern, values, ordered=ordered)
         room: Any = {name: weight.new_empty(shape, dtype=dtype) for name, (dtype, shape) in parts.items()}
-        bias = None if linear.bias is None else torch.empty_like(linear.bias)
-        return cls(Packed(pattern=pattern, columns=weight.shape[1], **room), bias, backend=backend)
+        bias = None if bias is None else torch.empty_like(bias)
+        packed = Packed(pattern=pattern, columns=weight.shape[1], **room)
+        return cls(packed, bias, backend=backend, transposed=transposed)
 
     @property
     def packed(self) -> Packed:
@@ -69,7 +78,7 @@ class NMLinear(nn.Module):
         return Packed(self.values, self.bits, self.pattern, self.in_features, self.order, self.scales)
 
     def dense(self) -> nn.Linear:
-        """The same layer with its zeros."""
+        """The same layer with its zeros, its weight as (out, in)."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter(unpack(self.packed), requires_grad=False)
         if self.bias is not None:
@@ -148,6 +157,17 @@ class NMLinear(nn.Module):
             alias = Packed(self.values.detach(), self.bits.detach(), self.pattern, self.in_features, scales=scales)
             self._prepared[backend.name] = backend.prepare(alias)
         return self._prepared[backend.name]
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is a `Conv1D` of transformers, whose weight is (in, out)."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+
+
+def parts_of(linear: nn.Module) -> tuple[Tensor, Tensor | None, type[nn.Module] | None]:
+    """Weight (out, in) and bias of a dense layer, and its class where it keeps that weight as (in, out)."""
+    layer: Any = linear
+    return (layer.weight.T, layer.bias, type(linear)) if is_transposed(linear) else (layer.weight, layer.bias, None)
 
 
 def _version(tensor: Tensor) -> int:

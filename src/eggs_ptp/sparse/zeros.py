@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from eggs_ptp.errors import PatternError
+from eggs_ptp.sparse.linear import is_transposed
 
 
 def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
@@ -20,7 +21,7 @@ def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableH
     Raises:
         PatternError: no linear of the model has zeros, or none that has is among the optimizer's parameters.
     """
-    kinds = (module for module in model.modules() if isinstance(module, nn.Linear) or _is_conv1d(module))
+    kinds = (module for module in model.modules() if isinstance(module, nn.Linear) or is_transposed(module))
     linears = [cast(nn.Parameter, module.weight) for module in kinds]
     experts = [weight for weight in model.parameters() if weight.ndim == 3]  # of a layer, fused into one
     zeros = [(weight, weight.detach() == 0) for weight in dict.fromkeys((*linears, *experts))]
@@ -43,7 +44,3 @@ def keep_zeros(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableH
                 weight.masked_fill_(mask, 0)
 
     return optimizer.register_step_post_hook(restore)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # transformers', a linear with its weight transposed
