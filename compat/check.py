@@ -61,7 +61,7 @@ def checked(end: str, tests: list[str], workers: str) -> dict[str, Any]:
         pins = Path(place, "pins.txt")
         pins.write_text("\n".join(constraints(*ENDS[end])), encoding="utf-8")
         package = f"{ROOT}[{','.join(EXTRAS)}]"
-        install = [python, "-m", "pip", "install", "--quiet", "-e", package, *TOOLS, "-c", pins]
+        install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-e", package, *TOOLS, "-c", pins]
         done = subprocess.run(install, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
