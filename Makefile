@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench compat clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eggs demo
@@ -19,6 +19,11 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/prune_speed.py
+
+# Both ends of the ranges in pyproject.toml; some ends download gigabytes of torch.
+compat:
+	$(PYTHON) compat/check.py --record docs/results/compatibility.json
+	$(BIN)/python docs/make_pages.py
 
 # constraints.txt pins what the project is tested with; pyproject.toml keeps the ranges that users may have.
 $(VENV)/.ready: pyproject.toml constraints.txt

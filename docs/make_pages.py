@@ -11,6 +11,7 @@ from ablation_page import ablation
 from accuracy_page import accuracy, shares
 from b_sweep_page import b_sweep
 from bounds_page import bounds
+from compatibility_page import compatibility
 from connectivity_page import connectivity
 from families_page import families
 from quantised_page import quantised
@@ -98,6 +99,7 @@ def pages() -> dict[Path, str]:
         DOCS / "accuracy.md": accuracy(),
         DOCS / "ablation.md": ablation(),
         DOCS / "b-sweep.md": b_sweep(),
+        DOCS / "compatibility.md": compatibility(),
         DOCS / "quantised.md": quantised(),
         DOCS / "families.md": families(),
         DOCS / "findings" / "bounds.md": bounds(),

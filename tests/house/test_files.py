@@ -21,7 +21,7 @@ def lines(path: Path) -> int:
 
 def published() -> Iterator[tuple[Path, str]]:
     """Every text that users get to see."""
-    for place in (*PUBLISHED, "pyproject.toml", "constraints.txt"):
+    for place in (*PUBLISHED, "compat", "pyproject.toml", "constraints.txt"):
         top = ROOT / place
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and path.suffix not in (".safetensors", ".png") and "__pycache__" not in path.parts:
@@ -50,7 +50,7 @@ def test_no_function_is_too_long():
 
 
 def test_files_are_named_for_what_they_hold():
-    places = [path for top in ("src", "tests", "benchmarks", "training") for path in (ROOT / top).rglob("*")]
+    places = [path for top in ("src", "tests", "benchmarks", "compat", "training") for path in (ROOT / top).rglob("*")]
     named = [path for path in places if path.suffix == ".py" or path.is_dir()]
     assert [str(path.relative_to(ROOT)) for path in named if path.stem.lower().strip("_") in FORBIDDEN] == []
 
