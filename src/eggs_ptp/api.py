@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from eggs_ptp.engine.event import Listener, ignore
 from eggs_ptp.engine.masks import MaskFile, write_masks
 from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
+from eggs_ptp.engine.ranks import ALONE, Ranks
 from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
@@ -78,6 +80,7 @@ def prune(
     trust_remote_code: bool = False,
     listener: Listener = ignore,
     shared: "Shared | None" = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> RunRecord:
     """Prune `model` (a folder, a hub name, or `demo`) and write a Hugging Face folder to `output`.
@@ -87,12 +90,14 @@ def prune(
 
     The folder appears when it is whole; if anything fails, nothing is left behind but, with `journal`, what the same
     call goes on from. Runs on one model can be given one `shared`, which keeps what does not depend on the method.
+    `ranks`, of `engine.team.joined`, do it together, each by the same call.
 
     Raises:
         EggsError: see the kinds in `eggs_ptp.errors`.
     """
     start = time.perf_counter()
-    with MemoryWatch() as memory, Draft(Path(output), overwrite=overwrite, journal=journal) as draft:
+    writing = Draft(Path(output), overwrite=overwrite, journal=journal) if ranks.leads else nullcontext()
+    with MemoryWatch() as memory, writing as draft:
         asked = _recipe(model, recipe, settings)
         folder = _folder(model, revision)
         _check_apart(Path(output), folder)
@@ -100,7 +105,7 @@ def prune(
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
         decided = plan_run(skeleton, shards, asked, device=find_device(device), dtype=find_dtype(dtype))
-        run = _run(decided, skeleton, shards, asked, listener)
+        run = _run(decided, skeleton, shards, asked, listener, ranks)
         windows, inputs = None, None
         if decided.needs_calibration:
             draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
@@ -112,7 +117,7 @@ def prune(
             recipe=asked.to_dict(),
             recipe_sha256=asked.digest(),
             calibration=windows.to_dict() if windows else None,
-            device=decided.device,
+            device=decided.device if ranks.count == 1 else torch.device(decided.device).type,  # each has one of its own
             dtype=decided.dtype,
             orders=decided.orders,
             output=str(output),
@@ -122,11 +127,12 @@ def prune(
         record.seconds += time.perf_counter() - start
         record.stages = run.stages.seconds
         record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
-        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.apply)
+        if draft:
+            draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.apply)
     return record
 
 
-def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener) -> Run:
+def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener, ranks: Ranks) -> Run:
     return Run(
         decided,
         skeleton,
@@ -135,12 +141,13 @@ def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, liste
         share_order=asked.share == "readers",
         device=torch.device(decided.device),
         dtype=find_dtype(decided.dtype),
-        listener=listener,
+        listener=listener if ranks.leads else ignore,
         refresh=(asked.calibration.statistics or ("group" if decided.compares else "block")) == "group",
         dense_stream=asked.calibration.propagate == "dense",
         masks=MaskFile(Path(asked.mask)) if asked.mask else None,
         folded={} if decided.folds else None,
         counted=Counted(asked.calibration.skip_first, asked.calibration.massive),
+        ranks=ranks,
     )
 
 

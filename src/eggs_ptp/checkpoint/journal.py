@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,10 @@ class Journal:
         """How many blocks are finished."""
         return self.entries[-1].blocks if self.entries else 0
 
-    def add(self, entry: Entry, stream: Mapping[str, Tensor], part: Path | None = None) -> None:
+    def add(self, entry: Entry, stream: Mapping[str, tuple[Spec, Iterable[Tensor]]], part: Path | None = None) -> None:
         """Put an entry on the disk, and drop the hidden states of the one before; `part` is its block's file.
+
+        `stream` has what each tensor is, and its rows, some after the others.
 
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
@@ -114,10 +116,10 @@ class Journal:
             draft.mkdir()
             if stream:
                 (draft / _STREAM).mkdir()
-                specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in stream.items()}
+                specs = {name: spec for name, (spec, _) in stream.items()}
                 with Stream(draft / _STREAM, specs, largest=sum(spec.nbytes for spec in specs.values())) as file:
-                    for name, tensor in stream.items():
-                        file.put_rows(name, tensor.split(1))
+                    for name, (_, rows) in stream.items():
+                        file.put_rows(name, rows)
             if entry.orders:
                 save_tensors(entry.orders, draft / _ORDERS)
             facts = {key: value for key, value in asdict(entry).items() if key != "orders"}
@@ -138,9 +140,9 @@ class Journal:
         self.entries.append(entry)
 
     def stream(self) -> dict[str, Tensor]:
-        """The hidden states that enter the first block that is not finished."""
+        """The hidden states that enter the first block that is not finished; they may be the mapped file."""
         shards = Shards.of_file(self._path(self.blocks) / _STREAM / "model.safetensors")
-        return {name: shards.read(name).clone() for name in shards.names}  # what is read may be the mapped file
+        return {name: shards.read(name) for name in shards.names}
 
     def lacks_room(self, stream: int, output: int) -> str | None:
         """Say so if the disk has no room for `output` bytes and twice those of the stream (one goes, one comes)."""

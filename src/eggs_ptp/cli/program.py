@@ -24,6 +24,7 @@ from eggs_ptp.cli import (
     reproduce,
     verify,
 )
+from eggs_ptp.cli.launch import processes
 from eggs_ptp.errors import EggsError
 
 FAILED = 2
@@ -84,6 +85,11 @@ def run(arguments: Sequence[str]) -> int:
         KeyboardInterrupt: Ctrl-C, where typer has not made an exit code of it.
     """
     words = [word for word in arguments if word != "--debug"]
+    rank, count = processes()
+    if count > 1 and words[:1] != ["prune"]:
+        if rank == 0:
+            _say(f"error: {count} processes were started, and only eggs prune shares its work; start one")
+        return FAILED
     try:
         # What was asked for is `obj`, for a verb that keeps it in a record.
         code = app(words or ["--help"], prog_name="eggs", standalone_mode=False, obj=["eggs", *words])

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.family import Family
 
@@ -61,7 +62,7 @@ class DenseStream:
         self.hidden = hidden.clone()
 
     def advance(
-        self, block: nn.Module, kwargs: Mapping[str, Any], family: Family, asked: Iterable[str], batch: int
+        self, block: nn.Module, kwargs: Mapping[str, Any], family: Family, asked: Iterable[str], cut: Cut
     ) -> dict[str, Target]:
         """Run a dense block: the hidden states become its outputs. Returns targets of the activations `asked` for.
 
@@ -88,7 +89,7 @@ class DenseStream:
                 if path not in alone
             ]
             try:
-                for part in self.hidden.split(batch):
+                for part in (self.hidden[windows] for leaf in cut for windows in leaf):
                     output = block(part, **kwargs)
                     part.copy_(output[0] if isinstance(output, tuple) else output)
             finally:

@@ -1,0 +1,87 @@
+"""Ranks: the processes that prune one model together, as each of them sees the others."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from eggs_ptp.core.stats import Moments
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """One process by itself. `Team` (engine/team.py) is one of several, and all of its ranks call the same in turn.
+
+    `rank` is this one, of `count`; rank 0 leads: it alone writes and speaks.
+    """
+
+    rank, count = 0, 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes the output."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """The device of this rank, where `name` is asked for."""
+        return name
+
+    def add_up(self, total: Moments, leaves: Sequence[Moments]) -> None:
+        """Make `total` the sum over all ranks, leaf after leaf: (((0 + l0) + l1) + l2) + l3, whoever has them.
+
+        `total` has rank 0's leaves added up, and on other ranks the first of theirs; `leaves` are those that follow it.
+        """
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Whole numbers, added up over the ranks."""
+        return counts
+
+    def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Each of `parts` (rows, ...) joined along the rows with the other ranks', in the order of the ranks."""
+        return list(parts)
+
+    def all(self, here: bool) -> bool:
+        """Whether it is so on all ranks."""
+        return here
+
+    def of_leader(self, make: Callable[[], T]) -> T:
+        """Whatever rank 0 makes, to all ranks; pickled, so small."""
+        return make()
+
+    def led(self, make: Callable[[], tuple[Mapping[str, Tensor], Any]]) -> tuple[dict[str, Tensor], Any]:
+        """Tensors by name, and something small beside them, which rank 0 makes for all ranks."""
+        tensors, facts = make()
+        return dict(tensors), facts
+
+    def given(self, owner: int, tensors: Mapping[str, Tensor] | None, facts: Any) -> tuple[dict[str, Tensor], Any]:
+        """The tensors and the small thing beside them that rank `owner` has, to all ranks."""
+        assert tensors is not None, owner  # noqa: S101 - there is no other rank
+        return dict(tensors), facts
+
+    def deal(self, costs: Mapping[str, float]) -> dict[str, int]:
+        """Which rank does which of some pieces of work: the costliest first, each to who has least to do."""
+        return dict.fromkeys(costs, 0)
+
+    def at_once(self, groups: Mapping[str, T]) -> list[dict[str, T]]:
+        """How many of the groups are dealt out together: one by one, as results of more than one take memory."""
+        return [{name: group} for name, group in groups.items()]
+
+    def collected(self, windows: Tensor) -> Tensor | None:
+        """The windows of all ranks (windows, ...), in order, on rank 0; None elsewhere."""
+        return windows
+
+    def rows(self, windows: Tensor) -> Iterable[Tensor]:
+        """The windows of all ranks on rank 0, some at a time; others send theirs, and get none."""
+        return list(windows.split(1))
+
+    def scattered(self, windows: Tensor | None, like: Tensor) -> Tensor:
+        """This rank's part of the windows of all that rank 0 has, in the form of `like`."""
+        assert windows is not None, like.shape  # noqa: S101 - there is no other rank
+        return windows.clone()  # it may be the mapped file
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+
+
+ALONE = Ranks()

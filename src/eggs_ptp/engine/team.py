@@ -1,0 +1,278 @@
+"""Team: one of several processes that torchrun has started, and what becomes of them when one of them ends."""
+
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from eggs_ptp import errors
+from eggs_ptp.core.stats import Moments
+from eggs_ptp.engine.place import find_device
+from eggs_ptp.engine.ranks import ALONE, Ranks
+from eggs_ptp.errors import EggsError, TeamError
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=6)  # one rank may solve for a wide matrix that long; one that is gone is noticed at once
+_TO_SPEAK = timedelta(seconds=3)  # that others leave rank 0 to say why it all ends
+_TO_MEET = timedelta(minutes=5)
+_MENDABLE = (EggsError, OSError, MemoryError, torch.OutOfMemoryError)  # the rest are faults of ours
+_WORDS, _SPEAKER = "eggs/words", "eggs/speaker"
+
+
+class Team(Ranks):
+    """One of several processes, over gloo on CPUs and NCCL between GPUs.
+
+    Small things go by gloo wherever tensors live. Every method but `device` and `deal` is called by all ranks in turn.
+
+    Raises:
+        EggsError: of any method: what another rank has ended with, or TeamError if it has ended without a word.
+    """
+
+    def __init__(self, rank: int, count: int, place: torch.device, store: Any) -> None:
+        self.rank, self.count = rank, count
+        self._place, self._store = place, store
+
+    def device(self, name: str) -> str:
+        """The GPU of its own, where any is asked for."""
+        return str(self._place) if name in ("auto", "cuda") else name
+
+    def add_up(self, total: Moments, leaves: Sequence[Moments]) -> None:
+        """A chain: each rank adds its leaves to the sum of those before it, piece after piece; the last has the whole.
+
+        So bytes go round twice, as in an all-reduce in a ring, but the order of the additions is that of the leaves.
+        """
+        last = self.count - 1
+        with self._together(), torch.inference_mode():
+            for piece, *others in zip(total.pieces(), *(leaf.pieces() for leaf in leaves), strict=True):
+                if self.rank:
+                    before = torch.empty(piece.shape, dtype=piece.dtype, device=piece.device)
+                    dist.recv(before, self.rank - 1)
+                    piece += before
+                for other in others:
+                    piece += other
+                if self.rank < last:
+                    dist.send(piece.contiguous(), self.rank + 1)
+            for piece in total.pieces():
+                whole = piece.contiguous()
+                dist.broadcast(whole, last)
+                if whole.data_ptr() != piece.data_ptr():
+                    piece.copy_(whole)
+
+    def total(self, counts: Tensor) -> Tensor:
+        """Over gloo, so on the CPU."""
+        summed = counts.cpu().clone()
+        with self._together():
+            dist.all_reduce(summed)
+        return summed.to(counts.device)
+
+    def gather(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Every rank sends its part to all others."""
+        lengths = torch.zeros(self.count, len(parts), dtype=torch.long)
+        lengths[self.rank] = torch.tensor([len(part) for part in parts])
+        found: list[Tensor] = []
+        for part, rows in zip(parts, self.total(lengths).T.tolist(), strict=True):
+            with torch.inference_mode(False):
+                whole = part.new_empty(sum(rows), *part.shape[1:])
+            for rank, place in enumerate(whole.split(rows)):
+                if rank == self.rank:
+                    place.copy_(part)
+                if len(place):
+                    with self._together():
+                        dist.broadcast(place, rank)
+            found.append(whole)
+        return found
+
+    def all(self, here: bool) -> bool:
+        """The ranks that say so are counted."""
+        return bool(self.total(torch.tensor([here], dtype=torch.long)) == self.count)
+
+    def of_leader(self, make: Callable[[], T]) -> T:
+        """Made on rank 0 alone."""
+        return cast(T, self._object(0, make() if self.leads else None))
+
+    def led(self, make: Callable[[], tuple[Mapping[str, Tensor], Any]]) -> tuple[dict[str, Tensor], Any]:
+        """Made on rank 0 alone."""
+        return self.given(0, *(make() if self.leads else (None, None)))
+
+    def given(self, owner: int, tensors: Mapping[str, Tensor] | None, facts: Any) -> tuple[dict[str, Tensor], Any]:
+        """Names, forms and facts first, then each tensor."""
+        forms = {name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()}
+        forms, facts = self._object(owner, (forms, facts) if self.rank == owner else None)
+        found = {}
+        for name, (shape, dtype) in forms.items():
+            mine = (tensors or {}).get(name)
+            value = torch.empty(shape, dtype=dtype) if mine is None else mine.contiguous()
+            found[name] = value.to(self._place)
+            with self._together():
+                dist.broadcast(found[name], owner)
+        return found, facts
+
+    def deal(self, costs: Mapping[str, float]) -> dict[str, int]:
+        """Greedy, the same on all ranks."""
+        loads, owners = [0.0] * self.count, dict[str, int]()
+        for name in sorted(costs, key=lambda name: (-costs[name], name)):
+            owners[name] = loads.index(min(loads))
+            loads[owners[name]] += costs[name]
+        return owners
+
+    def at_once(self, groups: Mapping[str, T]) -> list[dict[str, T]]:
+        """All, so that a rank has something to do while another one works on the widest."""
+        return [dict(groups)]
+
+    def collected(self, windows: Tensor) -> Tensor | None:
+        """As `rows`, put together."""
+        found = list(self.rows(windows))
+        return torch.cat(found).to(windows.device) if self.leads else None
+
+    def rows(self, windows: Tensor) -> Iterable[Tensor]:
+        """Window by window, so that rank 0 never holds more than its own; it has to take what is sent."""
+        return self._received(windows) if self.leads else self._sent(windows)
+
+    def scattered(self, windows: Tensor | None, like: Tensor) -> Tensor:
+        """Window by window."""
+        lengths = self._lengths(len(like))
+        with self._together():
+            if windows is None:
+                here = torch.empty(like.shape, dtype=like.dtype)
+                for window in here:
+                    dist.recv(window, 0)
+                return here
+            places: list[Tensor] = list(windows.split(lengths))
+            for rank in range(1, self.count):
+                for window in places[rank]:
+                    dist.send(window.contiguous(), rank)
+            return places[0].clone()
+
+    def wait(self) -> None:
+        """A sum of nothing."""
+        self.total(torch.zeros(1, dtype=torch.long))
+
+    def _lengths(self, mine: int) -> list[int]:
+        found = torch.zeros(self.count, dtype=torch.long)
+        found[self.rank] = mine
+        return cast(list[int], self.total(found).tolist())
+
+    def _received(self, windows: Tensor) -> Iterator[Tensor]:
+        lengths = self._lengths(len(windows))
+        yield from windows.split(1)
+        for rank in range(1, self.count):
+            for _ in range(lengths[rank]):
+                window = torch.empty(windows.shape[1:], dtype=windows.dtype)
+                with self._together():
+                    dist.recv(window, rank)
+                yield window[None]
+
+    def _sent(self, windows: Tensor) -> list[Tensor]:
+        self._lengths(len(windows))
+        with self._together():
+            for window in windows:
+                dist.send(window.cpu().contiguous(), 0)
+        return []
+
+    def _object(self, owner: int, value: Any) -> Any:
+        """A small thing that rank `owner` has."""
+        data = bytearray(pickle.dumps(value)) if self.rank == owner else bytearray()
+        size = self.total(torch.tensor([len(data)]))
+        held = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(int(size), dtype=torch.uint8)
+        with self._together():
+            dist.broadcast(held, owner)
+        return value if self.rank == owner else pickle.loads(held.numpy().tobytes())  # noqa: S301 - of this very run
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Have a failure of what is done together say what it comes from."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # gloo and NCCL say in their own words that somebody is gone
+            raise self._heard() from error
+
+    def _heard(self) -> EggsError:
+        """What has ended the other ranks, as far as they have said so."""
+        with suppress(Exception):
+            if self._store.check([_WORDS]):
+                kind, words = self._store.get(_WORDS).decode().split("\n", 1)
+                return cast(EggsError, getattr(errors, kind)(words))
+        return TeamError(
+            f"another of the {self.count} processes of this run has ended without a word, killed or out of memory"
+        )
+
+    def ended(self, error: BaseException) -> BaseException:
+        """What this rank ends with instead of `error`: rank 0 says what it is, or, where it is gone, another."""
+        fault = not isinstance(error, (*_MENDABLE, KeyboardInterrupt, SystemExit))
+        if self.leads or not isinstance(error, TeamError):
+            with suppress(Exception):
+                self._store.compare_set(_WORDS, "", self._words(error, fault))
+        elif not self._somebody_speaks():
+            return error
+        return error if self.leads or fault else SystemExit(2)
+
+    def _words(self, error: BaseException, fault: bool) -> str:
+        if isinstance(error, EggsError):
+            return f"{type(error).__name__}\n{error}"
+        what = "failed; see its traceback" if fault else " ".join(str(error).split()) or type(error).__name__
+        return f"{TeamError.__name__}\nprocess {self.rank} of {self.count}: {what}"
+
+    def _somebody_speaks(self) -> bool:
+        """Whether rank 0 does, or, as it does not in time, another that was faster than this one."""
+        try:
+            self._store.wait([_WORDS], _TO_SPEAK)
+        except Exception:
+            with suppress(Exception):
+                return bool(self._store.add(_SPEAKER, 1) > 1)
+            return False
+        return True
+
+    def end(self, *_signal: object) -> None:
+        """Have torchrun's SIGTERM, which it sends when another process has ended, end this one as that would.
+
+        Raises:
+            EggsError: what has ended the other, as far as it has said so.
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise self._heard()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Be one of the processes that torchrun has started, on one of `device`; the only one where it has not.
+
+    A torchrun that starts workers anew begins here again, each time with a store of its own.
+
+    Raises:
+        SystemExit: something has ended all ranks, and another one says what.
+        TeamError: the processes do not find each other.
+    """
+    rank, count = (int(os.environ.get(name, given)) for name, given in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if count == 1:
+        yield ALONE
+        return
+    place = find_device(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
+        torch.cuda.set_device(place)
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=_TO_MEET))
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise TeamError(f"the {count} processes of this run do not find each other ({error}); see torchrun") from error
+    team = Team(rank, count, place, store)
+    before = signal.signal(signal.SIGTERM, team.end)
+    try:
+        yield team
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise team.ended(error) from error
+    signal.signal(signal.SIGTERM, before)
+    dist.destroy_process_group()
