@@ -12,7 +12,7 @@ import torch
 from eggs_ptp.calibration.windows import Windows, calibration_windows, check_source
 from eggs_ptp.checkpoint.blocks import write_blocks
 from eggs_ptp.checkpoint.card import write_card
-from eggs_ptp.checkpoint.draft import ORDERS, Draft
+from eggs_ptp.checkpoint.draft import ORDERS, Draft, check_apart
 from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, verify_folder
@@ -89,8 +89,8 @@ def prune(
     `calibration="text.jsonl"`, `nsamples=64`, `steps={"score": {"alpha": 0.7}}`, ... (see `recipe.read.read_recipe`).
 
     The folder appears when it is whole; if anything fails, nothing is left behind but, with `journal`, what the same
-    call goes on from. Runs on one model can be given one `shared`, which keeps what does not depend on the method.
-    `ranks`, of `engine.team.joined`, do it together, each by the same call.
+    call goes on from. Runs on one model can share what does not depend on the method (`shared`). `ranks`, of
+    `engine.team.joined`, do it together, each by the same call.
 
     Raises:
         EggsError: see the kinds in `eggs_ptp.errors`.
@@ -98,9 +98,8 @@ def prune(
     start = time.perf_counter()
     writing = Draft(Path(output), overwrite=overwrite, journal=journal) if ranks.leads else nullcontext()
     with MemoryWatch() as memory, writing as draft:
-        asked = _recipe(model, recipe, settings)
-        folder = _folder(model, revision)
-        _check_apart(Path(output), folder)
+        asked, folder = _recipe(model, recipe, settings), _folder(model, revision)
+        check_apart(Path(output), folder)
         _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = Shards(folder, ties=skeleton.ties)
@@ -111,9 +110,8 @@ def prune(
             draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
             windows = shared.windows(folder, asked, decided, draw) if shared else draw()
             inputs = functools.partial(shared.inputs, run, windows) if shared else lambda: run.inputs(windows)
-        source = {"model": model, "revision": revision, "model_type": decided.model_type}
         record = RunRecord(
-            source,
+            {"model": model, "revision": revision, "model_type": decided.model_type},
             recipe=asked.to_dict(),
             recipe_sha256=asked.digest(),
             calibration=windows.to_dict() if windows else None,
@@ -270,12 +268,6 @@ def _check_source(asked: Recipe) -> None:
     methods = [asked.bound(), *(asked.bound(rule) for rule in asked.targets if not rule.skip)]
     if any(method.statistics for method in methods) and asked.calibration.text != DEMO:
         check_source(asked.calibration.text)
-
-
-def _check_apart(output: Path, folder: Path) -> None:
-    """Refuse to write into the source: it must survive the run."""
-    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-        raise CheckpointError(f"{output}: lies in the model's own folder {folder}; write to another one")
 
 
 def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:

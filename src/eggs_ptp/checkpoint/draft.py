@@ -229,3 +229,13 @@ class Draft:
     @property
     def _previous(self) -> Path:
         return self._place.path / "previous"
+
+
+def check_apart(output: Path, folder: Path) -> None:
+    """Refuse to write into the source: it must survive the run.
+
+    Raises:
+        CheckpointError: the output lies in it.
+    """
+    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
+        raise CheckpointError(f"{output}: lies in the model's own folder {folder}; write to another one")

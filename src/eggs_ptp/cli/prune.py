@@ -69,12 +69,11 @@ def prune(
     )
     trust: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with joined(device) as ranks:
-        if try_ and ranks.count > 1:
-            raise RecipeError("--try is for one process; choose with it first, then start several without it")
+        _check_try(try_, ranks.count)
         tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
         recipes = {value: recipe_of([*(set_ or ()), value]) for value in tried}
         asked, found = recipes[tried[0]] if tried else recipe_of(set_), dict[str, float]()
-        where: dict[str, Any] = {"device": ranks.device(device), "dtype": dtype.value}
+        where = {"device": ranks.device(device), "dtype": dtype.value}
         _announce(model, asked, output, overwrite, quiet=json or not ranks.leads, **where, **trust)
         if try_:
             found = _choose(recipes, model, try_text, where, quiet=json)
@@ -84,6 +83,11 @@ def prune(
     if ranks.leads:
         extra = {"output": str(output), **({"tried": found} if found else {})}
         print_json({**record.to_dict(), **extra}) if json else _report(record, output)
+
+
+def _check_try(values: list[str] | None, processes: int) -> None:
+    if values and processes > 1:
+        raise RecipeError("--try is for one process; choose with it first, then start several without it")
 
 
 def _announce(model: str, asked: "Recipe", output: Path, overwrite: bool, *, quiet: bool, **how: Any) -> None:

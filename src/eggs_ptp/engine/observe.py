@@ -148,12 +148,10 @@ def observe(
 def join(seen: Mapping[str, Observation], ranks: Ranks) -> None:
     """Make what this rank has seen of its windows what all have seen of all: sums, and the tokens kept."""
     tokens = torch.tensor([sum(part.tokens for part in (o.moments, *o.leaves)) for o in seen.values()])
-    for observation in seen.values():
-        ranks.add_up(observation.moments, observation.leaves)
-        observation.leaves.clear()
+    ranks.add_up((observation.moments, observation.leaves) for observation in seen.values())
     samples = ranks.gather([observation.sample for observation in seen.values()])
     for observation, count, sample in zip(seen.values(), ranks.total(tokens).tolist(), samples, strict=True):
-        observation.moments.tokens, observation.sample = count, sample
+        observation.moments.tokens, observation.sample, observation.leaves = count, sample, []
 
 
 class _Watch:

@@ -45,7 +45,7 @@ def find_orders(run: "Run", inputs: "Inputs | None") -> dict[str, Tensor]:
         if inputs is not None:
             inputs = inputs.every(order_stride(inputs.cut.windows, inputs.hidden.shape[1]))
         order = residual_order(_scores(run, readers, inputs), rows, permute)
-        return run.ranks.led(lambda: ({space: order}, None))[0]
+        return dict(run.ranks.led(lambda: ({space: order}, None))[0])
 
 
 def residual_order(scored: Iterable[tuple[Job, Tensor]], rows: int, permute: Callable[[Tensor], Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from eggs_ptp.core.stats import Moments
 
 T = TypeVar("T")
+Work = tuple[Mapping[str, Tensor], Any]  # tensors by name, and something small beside them
 
 
 class Ranks:
@@ -27,10 +28,10 @@ class Ranks:
         """The device of this rank, where `name` is asked for."""
         return name
 
-    def add_up(self, total: Moments, leaves: Sequence[Moments]) -> None:
-        """Make `total` the sum over all ranks, leaf after leaf: (((0 + l0) + l1) + l2) + l3, whoever has them.
+    def add_up(self, sums: Iterable[tuple[Moments, Sequence[Moments]]]) -> None:
+        """Make each first one the sum over all ranks, leaf after leaf: (((0 + l0) + l1) + l2) + l3, whoever has them.
 
-        `total` has rank 0's leaves added up, and on other ranks the first of theirs; `leaves` are those that follow it.
+        It comes with rank 0's leaves added up, and on other ranks as the first of theirs, which those beside it follow.
         """
 
     def total(self, counts: Tensor) -> Tensor:
@@ -49,15 +50,18 @@ class Ranks:
         """Whatever rank 0 makes, to all ranks; pickled, so small."""
         return make()
 
-    def led(self, make: Callable[[], tuple[Mapping[str, Tensor], Any]]) -> tuple[dict[str, Tensor], Any]:
+    def led(self, make: Callable[[], Work]) -> Work:
         """Tensors by name, and something small beside them, which rank 0 makes for all ranks."""
-        tensors, facts = make()
-        return dict(tensors), facts
+        return make()
 
-    def given(self, owner: int, tensors: Mapping[str, Tensor] | None, facts: Any) -> tuple[dict[str, Tensor], Any]:
-        """The tensors and the small thing beside them that rank `owner` has, to all ranks."""
-        assert tensors is not None, owner  # noqa: S101 - there is no other rank
-        return dict(tensors), facts
+    def everywhere(self, owner: int, tensor: Tensor | None) -> Tensor:
+        """The tensor that rank `owner` has."""
+        assert tensor is not None, owner  # noqa: S101 - there is no other rank
+        return tensor
+
+    def exchanged(self, mine: dict[str, Work]) -> dict[str, Work]:
+        """What any rank has, by name, on all ranks: tensors, and something small beside them."""
+        return mine
 
     def deal(self, costs: Mapping[str, float]) -> dict[str, int]:
         """Which rank does which of some pieces of work: the costliest first, each to who has least to do."""

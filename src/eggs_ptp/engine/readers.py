@@ -14,6 +14,7 @@ from eggs_ptp.engine.event import Event
 from eggs_ptp.engine.observe import Observation
 from eggs_ptp.engine.orders import order_of, statistic_of
 from eggs_ptp.engine.plan import MatrixPlan
+from eggs_ptp.engine.ranks import Work
 from eggs_ptp.method.apply import Job, Pruned, prune_readers
 from eggs_ptp.models.fold import space_key
 
@@ -31,15 +32,14 @@ def prune_groups(
     """Prune the matrices of each activation, shared out over the ranks, and put them into the block on all of them."""
     for together in run.ranks.at_once(groups):
         owners = run.ranks.deal({matrix.name: _cost(matrix) for matrices in together.values() for matrix in matrices})
-        done: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        done: dict[str, Work] = {}
         for reads, matrices in together.items():
             done.update(_prune(run, reads, matrices, seen, owners))
+        with run.stages.timed("share"):
+            done = run.ranks.exchanged(done)
         for reads, matrices in together.items():
             for matrix in matrices:
-                mine = done.pop(matrix.name, (None, None))
-                with run.stages.timed("share"):
-                    tensors, record = run.ranks.given(owners[matrix.name], *mine)
-                _keep(run, block if reads in seen else None, matrix, tensors, record, result)
+                _keep(run, block if reads in seen else None, matrix, *done.pop(matrix.name), result)
 
 
 def _cost(matrix: MatrixPlan) -> float:
@@ -54,7 +54,7 @@ def _prune(
     matrices: list[MatrixPlan],
     seen: Mapping[str, Observation],
     owners: Mapping[str, int],
-) -> dict[str, tuple[dict[str, Tensor], dict[str, Any]]]:
+) -> dict[str, Work]:
     """What this rank's matrices among the readers of one activation become, and their records."""
     start = time.perf_counter()
     jobs = [run.job(matrix, here=owners[matrix.name] == run.ranks.rank) for matrix in matrices]
@@ -68,8 +68,7 @@ def _prune(
         return weights[matrix] @ value if wanted == "cross" and seen[reads].of_inputs else value
 
     def everywhere(matrix: str, score: Tensor | None) -> Tensor:
-        found = run.ranks.given(owners[matrix], None if score is None else {"score": score}, None)
-        return found[0]["score"]
+        return run.ranks.everywhere(owners[matrix], score)
 
     pruned = prune_readers(
         jobs, statistic, seed=run.seed, share_order=run.share_order, one_order=one_order, everywhere=everywhere
@@ -84,7 +83,7 @@ def _prune(
 
 def _finished(
     run: "Run", matrix: MatrixPlan, job: Job, pruned: Pruned, seen: Observation | None, seconds: float
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> Work:
     stored = pruned.weight.to(run.shards.dtype(f"{matrix.name}.weight"))  # the one cast
     tensors = {"weight": stored}
     if matrix.tune:

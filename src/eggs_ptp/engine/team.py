@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,16 +17,35 @@ from torch.distributed.rendezvous import rendezvous
 from eggs_ptp import errors
 from eggs_ptp.core.stats import Moments
 from eggs_ptp.engine.place import find_device
-from eggs_ptp.engine.ranks import ALONE, Ranks
+from eggs_ptp.engine.ranks import ALONE, Ranks, Work
 from eggs_ptp.errors import EggsError, TeamError
 
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=6)  # one rank may solve for a wide matrix that long; one that is gone is noticed at once
-_TO_SPEAK = timedelta(seconds=3)  # that others leave rank 0 to say why it all ends
+_TO_SPEAK = 3  # seconds that others leave rank 0 to say why it all ends
+_LOAD = 8 * 1024**2  # bytes of sums that travel at once, so that a rank adds while others send
 _TO_MEET = timedelta(minutes=5)
 _MENDABLE = (EggsError, OSError, MemoryError, torch.OutOfMemoryError)  # the rest are faults of ours
 _WORDS, _SPEAKER = "eggs/words", "eggs/speaker"
+
+
+def _loads(sums: Iterable[tuple[Moments, Sequence[Moments]]]) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
+    """Pieces that travel together, of one type, each with those of the leaves that follow."""
+    load: list[tuple[Tensor, list[Tensor]]] = []
+    for total, leaves in sums:
+        for piece, *others in zip(total.pieces(), *(leaf.pieces() for leaf in leaves), strict=True):
+            if load and (load[0][0].dtype != piece.dtype or sum(held.nbytes for held, _ in load) >= _LOAD):
+                yield load
+                load = []
+            load.append((piece, others))
+    if load:
+        yield load
+
+
+def _put(load: Sequence[tuple[Tensor, Any]], whole: Tensor) -> None:
+    for (piece, _), part in zip(load, whole.split([piece.numel() for piece, _ in load]), strict=True):
+        piece.copy_(part.view(piece.shape))
 
 
 class Team(Ranks):
@@ -45,27 +65,29 @@ class Team(Ranks):
         """The GPU of its own, where any is asked for."""
         return str(self._place) if name in ("auto", "cuda") else name
 
-    def add_up(self, total: Moments, leaves: Sequence[Moments]) -> None:
-        """A chain: each rank adds its leaves to the sum of those before it, piece after piece; the last has the whole.
+    def add_up(self, sums: Iterable[tuple[Moments, Sequence[Moments]]]) -> None:
+        """A chain: each rank adds its leaves to the sum of those before it, load after load; the last has the whole.
 
         So bytes go round twice, as in an all-reduce in a ring, but the order of the additions is that of the leaves.
         """
-        last = self.count - 1
+        last, loads = self.count - 1, list(_loads(sums))
         with self._together(), torch.inference_mode():
-            for piece, *others in zip(total.pieces(), *(leaf.pieces() for leaf in leaves), strict=True):
+            for load in loads:
+                whole = torch.cat([piece.reshape(-1) for piece, _ in load])
                 if self.rank:
-                    before = torch.empty(piece.shape, dtype=piece.dtype, device=piece.device)
+                    before = torch.empty_like(whole)
                     dist.recv(before, self.rank - 1)
-                    piece += before
-                for other in others:
-                    piece += other
+                    whole += before
+                for (_, others), part in zip(load, whole.split([piece.numel() for piece, _ in load]), strict=True):
+                    for other in others:
+                        part += other.reshape(-1)
                 if self.rank < last:
-                    dist.send(piece.contiguous(), self.rank + 1)
-            for piece in total.pieces():
-                whole = piece.contiguous()
+                    dist.send(whole, self.rank + 1)
+                _put(load, whole)
+            for load in loads:
+                whole = torch.cat([piece.reshape(-1) for piece, _ in load])
                 dist.broadcast(whole, last)
-                if whole.data_ptr() != piece.data_ptr():
-                    piece.copy_(whole)
+                _put(load, whole)
 
     def total(self, counts: Tensor) -> Tensor:
         """Over gloo, so on the CPU."""
@@ -97,24 +119,39 @@ class Team(Ranks):
 
     def of_leader(self, make: Callable[[], T]) -> T:
         """Made on rank 0 alone."""
-        return cast(T, self._object(0, make() if self.leads else None))
+        return cast(T, self._objects(make() if self.leads else None)[0])
 
-    def led(self, make: Callable[[], tuple[Mapping[str, Tensor], Any]]) -> tuple[dict[str, Tensor], Any]:
+    def led(self, make: Callable[[], Work]) -> Work:
         """Made on rank 0 alone."""
-        return self.given(0, *(make() if self.leads else (None, None)))
+        return self.exchanged({"": make()} if self.leads else {})[""]
 
-    def given(self, owner: int, tensors: Mapping[str, Tensor] | None, facts: Any) -> tuple[dict[str, Tensor], Any]:
-        """Names, forms and facts first, then each tensor."""
-        forms = {name: (tensor.shape, tensor.dtype) for name, tensor in (tensors or {}).items()}
-        forms, facts = self._object(owner, (forms, facts) if self.rank == owner else None)
-        found = {}
-        for name, (shape, dtype) in forms.items():
-            mine = (tensors or {}).get(name)
-            value = torch.empty(shape, dtype=dtype) if mine is None else mine.contiguous()
-            found[name] = value.to(self._place)
-            with self._together():
-                dist.broadcast(found[name], owner)
-        return found, facts
+    def everywhere(self, owner: int, tensor: Tensor | None) -> Tensor:
+        """Its form first."""
+        shape, dtype = self._objects(None if tensor is None else (tensor.shape, tensor.dtype))[owner]
+        found = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
+        found = found.to(self._place)
+        with self._together():
+            dist.broadcast(found, owner)
+        return found
+
+    def exchanged(self, mine: dict[str, Work]) -> dict[str, Work]:
+        """Names, forms and small things of all first, then each tensor."""
+        forms = {
+            n: ({k: (t.shape, t.dtype) for k, t in tensors.items()}, facts) for n, (tensors, facts) in mine.items()
+        }
+        found: dict[str, Work] = {}
+        for owner, theirs in enumerate(self._objects(forms)):
+            for name, (tensors, facts) in theirs.items():
+                own = mine[name][0] if owner == self.rank else {}
+                held = {
+                    key: (own[key].contiguous() if own else torch.empty(shape, dtype=dtype)).to(self._place)
+                    for key, (shape, dtype) in tensors.items()
+                }
+                for tensor in held.values():
+                    with self._together():
+                        dist.broadcast(tensor, owner)
+                found[name] = held, facts
+        return found
 
     def deal(self, costs: Mapping[str, float]) -> dict[str, int]:
         """Greedy, the same on all ranks."""
@@ -178,14 +215,11 @@ class Team(Ranks):
                 dist.send(window.cpu().contiguous(), 0)
         return []
 
-    def _object(self, owner: int, value: Any) -> Any:
-        """A small thing that rank `owner` has."""
-        data = bytearray(pickle.dumps(value)) if self.rank == owner else bytearray()
-        size = self.total(torch.tensor([len(data)]))
-        held = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(int(size), dtype=torch.uint8)
-        with self._together():
-            dist.broadcast(held, owner)
-        return value if self.rank == owner else pickle.loads(held.numpy().tobytes())  # noqa: S301 - of this very run
+    def _objects(self, value: Any) -> list[Any]:
+        """The small things that the ranks have."""
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        (whole,), lengths = self.gather([data]), self._lengths(len(data))
+        return [pickle.loads(part.numpy().tobytes()) for part in whole.split(lengths)]  # noqa: S301 - of this very run
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -204,7 +238,8 @@ class Team(Ranks):
                 kind, words = self._store.get(_WORDS).decode().split("\n", 1)
                 return cast(EggsError, getattr(errors, kind)(words))
         return TeamError(
-            f"another of the {self.count} processes of this run has ended without a word, killed or out of memory"
+            f"another of the {self.count} processes of this run has ended without a word, killed or out of memory; "
+            "with a journal kept, the same command goes on behind the last finished block"
         )
 
     def ended(self, error: BaseException) -> BaseException:
@@ -225,13 +260,13 @@ class Team(Ranks):
 
     def _somebody_speaks(self) -> bool:
         """Whether rank 0 does, or, as it does not in time, another that was faster than this one."""
-        try:
-            self._store.wait([_WORDS], _TO_SPEAK)
-        except Exception:
-            with suppress(Exception):
-                return bool(self._store.add(_SPEAKER, 1) > 1)
-            return False
-        return True
+        with suppress(Exception):  # whatever a store without its server says
+            for _ in range(_TO_SPEAK * 10):
+                if self._store.check([_WORDS]):
+                    return True
+                time.sleep(0.1)
+            return bool(self._store.add(_SPEAKER, 1) > 1)
+        return False
 
     def end(self, *_signal: object) -> None:
         """Have torchrun's SIGTERM, which it sends when another process has ended, end this one as that would.
