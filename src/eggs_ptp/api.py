@@ -27,7 +27,7 @@ from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
 from eggs_ptp.engine.usage import MemoryWatch
-from eggs_ptp.errors import CalibrationError, CheckpointError, RecipeError
+from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.evaluation.assessment import Assessment
 from eggs_ptp.evaluation.assessment import assess as assess_subjects
 from eggs_ptp.evaluation.harness import load_tasks
@@ -122,8 +122,7 @@ def prune(
         )
         fold, orders = write_blocks(run, inputs, draft, record)
         memory.look()
-        record.seconds += time.perf_counter() - start
-        record.stages = run.stages.seconds
+        record.stages, record.seconds = run.stages.seconds, record.seconds + time.perf_counter() - start
         record.peak_memory_bytes, record.baseline_memory_bytes = memory.peak, memory.baseline
         if draft:
             draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.apply)

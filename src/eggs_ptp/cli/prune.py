@@ -85,7 +85,7 @@ def prune(
         print_json({**record.to_dict(), **extra}) if json else _report(record, output)
 
 
-def _check_try(values: list[str] | None, processes: int) -> None:
+def _check_try(values: str | None, processes: int) -> None:
     if values and processes > 1:
         raise RecipeError("--try is for one process; choose with it first, then start several without it")
 

@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from eggs_ptp import errors
 from eggs_ptp.core.stats import Moments
+from eggs_ptp.engine.chain import chain
 from eggs_ptp.engine.place import find_device
 from eggs_ptp.engine.ranks import ALONE, Ranks, Work
 from eggs_ptp.errors import EggsError, TeamError
@@ -24,28 +25,9 @@ T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=6)  # one rank may solve for a wide matrix that long; one that is gone is noticed at once
 _TO_SPEAK = 3  # seconds that others leave rank 0 to say why it all ends
-_LOAD = 8 * 1024**2  # bytes of sums that travel at once, so that a rank adds while others send
 _TO_MEET = timedelta(minutes=5)
 _MENDABLE = (EggsError, OSError, MemoryError, torch.OutOfMemoryError)  # the rest are faults of ours
 _WORDS, _SPEAKER = "eggs/words", "eggs/speaker"
-
-
-def _loads(sums: Iterable[tuple[Moments, Sequence[Moments]]]) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
-    """Pieces that travel together, of one type, each with those of the leaves that follow."""
-    load: list[tuple[Tensor, list[Tensor]]] = []
-    for total, leaves in sums:
-        for piece, *others in zip(total.pieces(), *(leaf.pieces() for leaf in leaves), strict=True):
-            if load and (load[0][0].dtype != piece.dtype or sum(held.nbytes for held, _ in load) >= _LOAD):
-                yield load
-                load = []
-            load.append((piece, others))
-    if load:
-        yield load
-
-
-def _put(load: Sequence[tuple[Tensor, Any]], whole: Tensor) -> None:
-    for (piece, _), part in zip(load, whole.split([piece.numel() for piece, _ in load]), strict=True):
-        piece.copy_(part.view(piece.shape))
 
 
 class Team(Ranks):
@@ -66,28 +48,9 @@ class Team(Ranks):
         return str(self._place) if name in ("auto", "cuda") else name
 
     def add_up(self, sums: Iterable[tuple[Moments, Sequence[Moments]]]) -> None:
-        """A chain: each rank adds its leaves to the sum of those before it, load after load; the last has the whole.
-
-        So bytes go round twice, as in an all-reduce in a ring, but the order of the additions is that of the leaves.
-        """
-        last, loads = self.count - 1, list(_loads(sums))
-        with self._together(), torch.inference_mode():
-            for load in loads:
-                whole = torch.cat([piece.reshape(-1) for piece, _ in load])
-                if self.rank:
-                    before = torch.empty_like(whole)
-                    dist.recv(before, self.rank - 1)
-                    whole += before
-                for (_, others), part in zip(load, whole.split([piece.numel() for piece, _ in load]), strict=True):
-                    for other in others:
-                        part += other.reshape(-1)
-                if self.rank < last:
-                    dist.send(whole, self.rank + 1)
-                _put(load, whole)
-            for load in loads:
-                whole = torch.cat([piece.reshape(-1) for piece, _ in load])
-                dist.broadcast(whole, last)
-                _put(load, whole)
+        """In a chain."""
+        with self._together():
+            chain(sums, self.rank, self.count)
 
     def total(self, counts: Tensor) -> Tensor:
         """Over gloo, so on the CPU."""
