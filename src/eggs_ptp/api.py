@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from eggs_ptp.calibration.windows import Windows, calibration_windows, check_source
 from eggs_ptp.checkpoint.blocks import write_blocks
 from eggs_ptp.checkpoint.card import write_card
-from eggs_ptp.checkpoint.draft import ORDERS, Draft
+from eggs_ptp.checkpoint.draft import ORDERS, Draft, check_apart
 from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, verify_folder
@@ -22,12 +23,13 @@ from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.masks import MaskFile, write_masks
 from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
+from eggs_ptp.engine.ranks import ALONE, Ranks
 from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
 from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.engine.usage import MemoryWatch, limited
-from eggs_ptp.errors import CalibrationError, CheckpointError, RecipeError
+from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.evaluation.assessment import Assessment
 from eggs_ptp.evaluation.assessment import assess as assess_subjects
 from eggs_ptp.evaluation.harness import load_tasks
@@ -83,6 +85,7 @@ def prune(
     trust_remote_code: bool = False,
     listener: Listener = ignore,
     shared: "Shared | None" = None,
+    ranks: Ranks = ALONE,
     **settings: Any,
 ) -> RunRecord:
     """Prune `model` (a folder, a hub name, or `demo`) and write a Hugging Face folder to `output`.
@@ -94,51 +97,56 @@ def prune(
     the system refuses it more (Linux).
 
     The folder appears when it is whole; if anything fails, nothing is left behind but, with `journal`, what the same
-    call goes on from. Runs on one model can be given one `shared`, which keeps what does not depend on the method.
+    call goes on from. Runs on one model can share what does not depend on the method (`shared`). `ranks`, of
+    `engine.team.joined`, do it together, each by the same call.
 
     Raises:
         EggsError: see the kinds in `eggs_ptp.errors`.
         MemoryError: the run takes more than `memory` all the same.
     """
     start = time.perf_counter()
-    with limited(memory), MemoryWatch() as watch, Draft(Path(output), overwrite=overwrite, journal=journal) as draft:
-        asked = _recipe(model, recipe, settings)
-        folder = _folder(model, revision)
-        _check_apart(Path(output), folder)
+    writing = Draft(Path(output), overwrite=overwrite, journal=journal) if ranks.leads else nullcontext()
+    with MemoryWatch() as watch, writing as draft:
+        asked, folder = _recipe(model, recipe, settings), _folder(model, revision)
+        check_apart(Path(output), folder)
         _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = open_dense(folder, skeleton.ties)
         where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype), "memory": memory}
         decided = plan_run(skeleton, shards, asked, **where)
-        run = _run(decided, skeleton, shards, asked, listener, Shelf(decided.budget.allowance, draft.workplace))
+        run = _run(
+            decided, skeleton, shards, asked, listener, ranks, Shelf(decided.budget.allowance, Path(output).parent)
+        )
         windows, inputs = None, None
         if decided.needs_calibration:
             draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
             windows = shared.windows(folder, asked, decided, draw) if shared else draw()
             inputs = functools.partial(shared.inputs, run, windows) if shared else lambda: run.inputs(windows)
-        source = {"model": model, "revision": revision, "model_type": decided.model_type}
         record = RunRecord(
-            source,
+            {"model": model, "revision": revision, "model_type": decided.model_type},
             recipe=asked.to_dict(),
             recipe_sha256=asked.digest(),
             calibration=windows.to_dict() if windows else None,
-            device=decided.device,
+            device=decided.device if ranks.count == 1 else torch.device(decided.device).type,  # each has one of its own
             dtype=decided.dtype,
             orders=decided.orders,
             batch_tokens=decided.budget.batch_tokens,
             memory=memory,
             output=str(output),
         )
-        fold, orders = write_blocks(run, inputs, draft, record)
+        with limited(memory):
+            fold, orders = write_blocks(run, inputs, draft, record)
         watch.look()
-        record.seconds += time.perf_counter() - start
-        record.stages = run.stages.seconds
+        record.stages, record.seconds = run.stages.seconds, record.seconds + time.perf_counter() - start
         record.peak_memory_bytes, record.baseline_memory_bytes = watch.peak, watch.baseline
-        draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.pieces)
+        if draft:
+            draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.pieces)
     return record
 
 
-def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener, shelf: Shelf) -> Run:
+def _run(
+    decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener, ranks: Ranks, shelf: Shelf
+) -> Run:
     return Run(
         decided,
         skeleton,
@@ -147,13 +155,14 @@ def _run(decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, liste
         share_order=asked.share == "readers",
         device=torch.device(decided.device),
         dtype=find_dtype(decided.dtype),
-        listener=listener,
+        listener=listener if ranks.leads else ignore,
         refresh=(asked.calibration.statistics or ("group" if decided.compares else "block")) == "group",
         dense_stream=asked.calibration.propagate == "dense",
         masks=MaskFile(Path(asked.mask)) if asked.mask else None,
         folded={} if decided.folds else None,
         counted=Counted(asked.calibration.skip_first, asked.calibration.massive),
         shelf=shelf,
+        ranks=ranks,
     )
 
 
@@ -276,12 +285,6 @@ def _check_source(asked: Recipe) -> None:
     methods = [asked.bound(), *(asked.bound(rule) for rule in asked.targets if not rule.skip)]
     if any(method.statistics for method in methods) and asked.calibration.text != DEMO:
         check_source(asked.calibration.text)
-
-
-def _check_apart(output: Path, folder: Path) -> None:
-    """Refuse to write into the source: it must survive the run."""
-    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-        raise CheckpointError(f"{output}: lies in the model's own folder {folder}; write to another one")
 
 
 def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:

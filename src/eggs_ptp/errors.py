@@ -35,3 +35,7 @@ class NumericsError(EggsError):
 
 class BackendError(EggsError):
     """A packed product that no backend, or not the one that was asked for, can compute."""
+
+
+class TeamError(EggsError):
+    """One of the processes that prune a model together has ended, or does not find the others."""

@@ -5,6 +5,7 @@ import torch
 
 from eggs_ptp.engine.capture import capture
 from eggs_ptp.engine.counted import Counted
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.observe import Want, observe
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
@@ -48,7 +49,7 @@ def test_statistics_are_those_of_the_tokens_that_count(tiny, batch, ragged):
             block(hidden, **kwargs[0])
         handle.remove()
         want = Want("mlp.gate_proj", 32, wanted)
-        seen = observe(block, hidden, kwargs[0], {"here": want}, batch, counted=counted)["here"]
+        seen = observe(block, hidden, kwargs[0], {"here": want}, Cut.whole(len(hidden), batch), counted=counted)["here"]
     x = read[0][counted].double()
     moments = seen.moments
     assert moments.tokens == len(x) == int(counted.sum())

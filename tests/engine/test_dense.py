@@ -8,6 +8,7 @@ import torch
 from tiny import FAMILIES, OTHERS
 
 from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.dense import DenseStream, Residual
 from eggs_ptp.engine.observe import Want, observe
 from eggs_ptp.engine.resident import resident
@@ -64,14 +65,14 @@ def test_cross_compares_with_what_the_dense_model_puts_out(tiny, name, batch):
     pruned = _drifted(dense)
     reached = hidden + 0.1 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3))
     stream = DenseStream(hidden)
-    targets = stream.advance(dense, kwargs, family, family.spaces, batch)
+    targets = stream.advance(dense, kwargs, family, family.spaces, Cut.whole(len(TOKENS), batch))
     for linear in {linear.reads: linear for linear in family.linears}.values():
         x, _ = _inputs(pruned, reached, kwargs, linear.path)
         asked, whole = _inputs(dense, hidden, kwargs, linear.path)
         module = dense.get_submodule(linear.path)
         weight = module.weight.T if linear.transposed else module.weight
         want = Want(linear.path, weight.shape[1], GRAMS, target=targets[linear.reads])
-        seen = observe(pruned, reached, kwargs, {"here": want}, batch)["here"]
+        seen = observe(pruned, reached, kwargs, {"here": want}, Cut.whole(len(reached), batch))["here"]
         found = seen.moments.read("cross", "here")
         y = asked @ weight.double().T
         if linear.path in family.writers:

@@ -3,6 +3,7 @@
 import torch
 
 from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.observe import Want, observe
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
@@ -31,7 +32,7 @@ def _run(tiny, wants, batch):
             block(hidden, **kwargs[0])
         for handle in handles:
             handle.remove()
-        return observe(block, hidden, kwargs[0], wants, batch), calls
+        return observe(block, hidden, kwargs[0], wants, Cut.whole(len(hidden), batch)), calls
 
 
 def test_statistics_equal_those_of_the_whole_activation(tiny):
@@ -68,7 +69,7 @@ def test_the_block_stops_when_all_is_seen(tiny):
     with resident(block, "model.layers.0", shards, torch.float32, CPU):
         reached: list[bool] = []
         block.mlp.register_forward_pre_hook(lambda _m, _a: reached.append(True))
-        seen = observe(block, hidden, kwargs[0], wants, batch=1)
+        seen = observe(block, hidden, kwargs[0], wants, Cut.whole(2, 1))
         assert seen["attention_in"].moments.tokens == 16
         assert not reached
         block(hidden, **kwargs[0])  # and the hooks are gone

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.dense import DenseStream
 from eggs_ptp.engine.observe import Want, observe
 from eggs_ptp.engine.resident import resident
@@ -111,7 +112,9 @@ def test_a_run_that_stopped_short_is_not_taken_for_whole(tiny):
 def test_what_is_observed_behind_a_shortcut_is_the_same(tiny):
     """Also what the dense model has there, for which the residual stream is followed."""
     with _block(tiny) as (skeleton, block, hidden, kwargs):
-        targets = DenseStream(hidden).advance(block, kwargs, skeleton.family, skeleton.family.spaces, 2)
+        targets = DenseStream(hidden).advance(
+            block, kwargs, skeleton.family, skeleton.family.spaces, Cut.whole(len(hidden), 2)
+        )
         _change(block, "self_attn.o_proj")
         name = next(linear.reads for linear in skeleton.family.linears if linear.path == "mlp.down_proj")
         want = Want("mlp.down_proj", 64, frozenset({"gram", "cross"}), target=targets[name])
@@ -119,8 +122,9 @@ def test_what_is_observed_behind_a_shortcut_is_the_same(tiny):
         settled.settle(LATE)
         _run(settled, block, hidden, kwargs)
         queries = _calls(block.self_attn.q_proj)
-        short = observe(block, hidden, kwargs, {"here": want}, 2, settled=settled)["here"].moments
+        cut = Cut.whole(len(hidden), 2)
+        short = observe(block, hidden, kwargs, {"here": want}, cut, settled=settled)["here"].moments
         assert len(queries) == 1
-        whole = observe(block, hidden, kwargs, {"here": want}, 2)["here"].moments
+        whole = observe(block, hidden, kwargs, {"here": want}, cut)["here"].moments
         for statistic in ("gram", "cross"):
             torch.testing.assert_close(short.read(statistic, ""), whole.read(statistic, ""))

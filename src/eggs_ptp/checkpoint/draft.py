@@ -90,11 +90,6 @@ class Draft:
         if isinstance(error, OSError):
             raise CheckpointError(f"{error.filename or self.output}: {error.strerror}") from error
 
-    @property
-    def workplace(self) -> Path:
-        """The folder in which the output is made, on the disk that it will be on."""
-        return self._place.path
-
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
         if self._previous.exists() and not self.output.exists():
@@ -249,3 +244,13 @@ class Draft:
     @property
     def _previous(self) -> Path:
         return self._place.path / "previous"
+
+
+def check_apart(output: Path, folder: Path) -> None:
+    """Refuse to write into the source: it must survive the run.
+
+    Raises:
+        CheckpointError: the output lies in it.
+    """
+    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
+        raise CheckpointError(f"{output}: lies in the model's own folder {folder}; write to another one")

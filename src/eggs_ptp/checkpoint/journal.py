@@ -6,19 +6,17 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eggs_ptp.checkpoint.record import RunRecord, versions
 from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.workplace import flush
 from eggs_ptp.engine.shards import Shards, save_tensors
-from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.errors import CheckpointError, ModelError
 
 _RUN = "journal.json"
@@ -103,8 +101,10 @@ class Journal:
         """How many blocks are finished."""
         return self.entries[-1].blocks if self.entries else 0
 
-    def add(self, entry: Entry, stream: Mapping[str, Tensor], part: Path | None = None) -> None:
+    def add(self, entry: Entry, stream: Mapping[str, tuple[Spec, Iterable[Tensor]]], part: Path | None = None) -> None:
         """Put an entry on the disk, and drop the hidden states of the one before; `part` is its block's file.
+
+        `stream` has what each tensor is, and its rows, some after the others.
 
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
@@ -116,10 +116,10 @@ class Journal:
             draft.mkdir()
             if stream:
                 (draft / _STREAM).mkdir()
-                specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in stream.items()}
+                specs = {name: spec for name, (spec, _) in stream.items()}
                 with Stream(draft / _STREAM, specs, largest=sum(spec.nbytes for spec in specs.values())) as file:
-                    for name, tensor in stream.items():
-                        file.put_rows(name, tensor.split(1))
+                    for name, (_, rows) in stream.items():
+                        file.put_rows(name, rows)
             if entry.orders:
                 save_tensors(entry.orders, draft / _ORDERS)
             facts = {key: value for key, value in asdict(entry).items() if key != "orders"}
@@ -139,10 +139,10 @@ class Journal:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
         self.entries.append(entry)
 
-    def stream(self, shelf: Shelf, device: torch.device) -> dict[str, Tensor]:
-        """The hidden states that enter the first block that is not finished."""
+    def stream(self) -> dict[str, Iterator[Tensor]]:
+        """The hidden states that enter the first block that is not finished, window by window."""
         shards = Shards.of_file(self._path(self.blocks) / _STREAM / "model.safetensors")
-        return {name: shelf.copy(shards.read(name), device) for name in shards.names}  # what is read may be the file
+        return {name: (window for piece in shards.pieces(name) for window in piece) for name in shards.names}
 
     def lacks_room(self, stream: int, output: int) -> str | None:
         """Say so if the disk has no room for `output` bytes and twice those of the stream (one goes, one comes)."""

@@ -24,6 +24,7 @@ from eggs_ptp.cli import (
     reproduce,
     verify,
 )
+from eggs_ptp.cli.launch import processes
 from eggs_ptp.errors import EggsError
 
 FAILED = 2
@@ -84,6 +85,12 @@ def run(arguments: Sequence[str]) -> int:
         KeyboardInterrupt: Ctrl-C, where typer has not made an exit code of it.
     """
     words = [word for word in arguments if word != "--debug"]
+    rank, count = processes()
+    if count > 1 and words[:1] != ["prune"]:
+        if rank:
+            return 0  # torchrun would end the one that speaks
+        _say(f"error: {count} processes were started, and only eggs prune shares its work; start one")
+        return FAILED
     try:
         # What was asked for is `obj`, for a verb that keeps it in a record.
         code = app(words or ["--help"], prog_name="eggs", standalone_mode=False, obj=["eggs", *words])
@@ -94,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _UsageError as error:
+        if rank:
+            return 0
         context = getattr(error, "ctx", None)
         see = f"; see {context.command_path} --help" if context else ""
         _say(f"error: {_one_line(error.format_message()).rstrip('.')}{see}")  # type: ignore[attr-defined]

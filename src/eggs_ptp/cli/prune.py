@@ -10,6 +10,8 @@ import typer
 
 from eggs_ptp.cli import flags
 from eggs_ptp.cli.flags import DType
+from eggs_ptp.cli.launch import command
+from eggs_ptp.errors import RecipeError
 
 if TYPE_CHECKING:
     from eggs_ptp.checkpoint.record import RunRecord
@@ -49,10 +51,8 @@ def prune(
     json: flags.Json = False,
 ) -> None:
     """Prune a model and write it as a Hugging Face folder that loads everywhere."""
-    from eggs_ptp import api
-    from eggs_ptp.checkpoint.draft import Draft
-    from eggs_ptp.cli.plan import summary
-    from eggs_ptp.cli.terminal import line, print_json
+    from eggs_ptp.cli.terminal import print_json
+    from eggs_ptp.engine.team import joined
 
     recipe_of = partial(
         flags.recipe_of,
@@ -68,23 +68,40 @@ def prune(
         exclude=exclude,
         mask=str(mask) if mask else None,
     )
-    tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
-    recipes = {value: recipe_of([*(set_ or ()), value]) for value in tried}
-    asked, found = recipes[tried[0]] if tried else recipe_of(set_), dict[str, float]()
-    where: dict[str, Any] = {"device": device, "dtype": dtype.value}
     trust: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     budget = flags.memory_of(memory)
-    Draft(output, overwrite=overwrite)  # refused before anything is said about what will be done
-    if not json:
-        line("\n".join(summary(model, api.plan(model, asked, memory=budget, **where, **trust))), stderr=True)
-    if try_:
-        found = _choose(recipes, model, try_text, where, quiet=json)
-        asked = recipes[next(iter(found))]
-    record = _prune(
-        context, json, model, output, asked, overwrite=overwrite, journal=journal, memory=budget, **where, **trust
-    )
-    extra = {"output": str(output), **({"tried": found} if found else {})}
-    print_json({**record.to_dict(), **extra}) if json else _report(record, output)
+    with joined(device) as ranks:
+        _check_try(try_, ranks.count)
+        tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
+        recipes = {value: recipe_of([*(set_ or ()), value]) for value in tried}
+        asked, found = recipes[tried[0]] if tried else recipe_of(set_), dict[str, float]()
+        where = {"device": ranks.device(device), "dtype": dtype.value}
+        _announce(model, asked, output, overwrite, quiet=json or not ranks.leads, memory=budget, **where, **trust)
+        if try_:
+            found = _choose(recipes, model, try_text, where, quiet=json)
+            asked = recipes[next(iter(found))]
+        how: dict[str, Any] = {"overwrite": overwrite, "journal": journal, "memory": budget, "ranks": ranks}
+        record = _prune(context, json or not ranks.leads, model, output, asked, **how, **where, **trust)
+    if ranks.leads:
+        extra = {"output": str(output), **({"tried": found} if found else {})}
+        print_json({**record.to_dict(), **extra}) if json else _report(record, output)
+
+
+def _check_try(values: str | None, processes: int) -> None:
+    if values and processes > 1:
+        raise RecipeError("--try is for one process; choose with it first, then start several without it")
+
+
+def _announce(model: str, asked: "Recipe", output: Path, overwrite: bool, *, quiet: bool, **how: Any) -> None:
+    """Say what will be done, if it can be."""
+    from eggs_ptp import api
+    from eggs_ptp.checkpoint.draft import Draft
+    from eggs_ptp.cli.plan import summary
+    from eggs_ptp.cli.terminal import line
+
+    Draft(output, overwrite=overwrite)  # refused before anything is said
+    if not quiet:
+        line("\n".join(summary(model, api.plan(model, asked, **how))), stderr=True)
 
 
 def _prune(context: typer.Context, quiet: bool, *what: Any, **how: Any) -> "RunRecord":
@@ -97,7 +114,7 @@ def _prune(context: typer.Context, quiet: bool, *what: Any, **how: Any) -> "RunR
             return api.prune(*what, listener=progress.listen, **how)
     except BaseException as error:
         for note in getattr(error, "__notes__", ()):
-            print(f"eggs: {note}: {shlex.join(context.obj)}", file=sys.stderr)  # noqa: T201
+            print(f"eggs: {note}: {shlex.join(command(context.obj))}", file=sys.stderr)  # noqa: T201
         raise
 
 

@@ -5,7 +5,7 @@ kept in float64; so a statistic does not depend on how the calibration tokens we
 float64 rounding, far below what float32 can show.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -76,8 +76,15 @@ class Moments:
     def merge(self, other: "Moments") -> None:
         """Add the sums of another stretch of tokens."""
         self.tokens += other.tokens
-        for name, value in other.sums.items():
-            self.sums[name] += value
+        for mine, theirs in zip(self.pieces(), other.pieces(), strict=True):
+            mine += theirs
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Views of all sums, matrices some rows at a time; of Gram matrices the half that is collected."""
+        for name, value in self.sums.items():
+            for rows in range(0, len(value), _GRAM_ROWS) if value.dim() == 2 else (0,):
+                part = value[rows : rows + _GRAM_ROWS] if value.dim() == 2 else value
+                yield part[:, : rows + _GRAM_ROWS] if name == "gram" else part
 
     def read(self, statistic: str, name: str) -> Tensor:
         """The statistic, in float32.

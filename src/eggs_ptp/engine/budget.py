@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 2048  # tokens that run through a block at once
 ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
 _LEAST_TOKENS = 256  # smaller batches save nothing beside a block
-_LEAVES = 3  # partial sums of a Gram matrix that stand at once
+_LEAVES = 2  # sums that stand at once: the whole one so far, and that of a leaf
 _MIB = 1 << 20
 
 

@@ -4,12 +4,13 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shelf import Shelf, finite
@@ -22,14 +23,23 @@ _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the first block is fed: hidden states (windows, seqlen, hidden), and every block's keyword arguments."""
+    """What the first block is fed: hidden states (windows, seqlen, hidden), and every block's keyword arguments.
+
+    The windows are those of this rank.
+    """
 
     hidden: Tensor
     kwargs: list[dict[str, Any]]
+    cut: Cut  # of the windows that the hidden states are of
 
     def copy(self) -> "Inputs":
         """The same with hidden states of its own, which a run overwrites."""
-        return Inputs(self.hidden.clone(), self.kwargs)
+        return replace(self, hidden=self.hidden.clone())
+
+    def every(self, stride: int) -> "Inputs":
+        """One window of so many, on all ranks together; the hidden states are the same."""
+        windows, cut = self.cut.every(stride)
+        return replace(self, hidden=self.hidden[windows], cut=cut)
 
 
 class _LastBlock(Exception):  # noqa: N818 - a signal, not an error
@@ -80,13 +90,13 @@ def capture(
     tokens: Tensor,
     dtype: torch.dtype,
     device: torch.device,
-    batch: int,
+    batch: int | list[int],
     shelf: Shelf | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Run everything before the first block.
 
     Returns the hidden states (windows, seqlen, hidden) in `dtype`, on the `shelf`, and per block the keyword arguments
-    it is called with, made for one window so that they fit any batch.
+    it is called with, made for one window so that they fit any batch. `batch`: windows at once, or how many each time.
 
     Raises:
         NumericsError: the embeddings give NaN or infinity.

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.family import Family
@@ -63,7 +64,7 @@ class DenseStream:
         self.hidden = self._shelf.copy(hidden)
 
     def advance(
-        self, block: nn.Module, kwargs: Mapping[str, Any], family: Family, asked: Iterable[str], batch: int
+        self, block: nn.Module, kwargs: Mapping[str, Any], family: Family, asked: Iterable[str], cut: Cut
     ) -> dict[str, Target]:
         """Run a dense block: the hidden states become its outputs. Returns targets of the activations `asked` for.
 
@@ -95,8 +96,7 @@ class DenseStream:
                 if path not in alone
             ]
             try:
-                for first in range(0, len(self.hidden), batch):
-                    windows = slice(first, first + batch)
+                for windows in (windows for leaf in cut for windows in leaf):
                     part = self.hidden[windows]
                     output = block(part.to(device), **kwargs)
                     part.copy_(output[0] if isinstance(output, tuple) else output)

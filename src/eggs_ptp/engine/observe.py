@@ -1,7 +1,8 @@
 """Statistics of the activations inside one block, collected while it runs."""
 
+import functools
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.core.stats import Moments
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.dense import Residual, Target
+from eggs_ptp.engine.ranks import Ranks
 from eggs_ptp.engine.routing import starved_on_everything
 from eggs_ptp.engine.settled import Settled
 from eggs_ptp.models.experts import Expert
@@ -41,11 +44,27 @@ class Observation:
     def __init__(self, want: Want, tokens: int, device: torch.device) -> None:
         # Without a target the inputs are compared with themselves: what a router sends is not what it sent before.
         dense_width = want.target.values.shape[-1] if want.target else want.width
-        self.moments = Moments(want.width, want.statistics, device, dense_width=dense_width)
+        self._empty = functools.partial(Moments, want.width, want.statistics, device, dense_width=dense_width)
+        self.moments = self._empty()
+        self.leaves: list[Moments] = []  # that are not in `moments` yet, see `Ranks.add_up`
         self.of_inputs = not (want.target and want.target.writers)
         self.everything = False  # an expert that saw all tokens of its layer, as too few are sent to it
+        self.device = device
         self._stride = max(1, tokens // _SAMPLED_TOKENS)
         self._parts: list[Tensor] = []
+        self._leaf: Moments | None = None
+
+    def close(self, *, leads: bool) -> None:
+        """A leaf ends: its sums go to `moments`, or, where other ranks' come before, to `leaves` but for the first."""
+        leaf, self._leaf = self._leaf, None
+        if leaf is None:
+            return
+        if leads:
+            self.moments.merge(leaf)
+        elif self.moments.tokens:
+            self.leaves.append(leaf)
+        else:
+            self.moments = leaf
 
     def add(self, activation: Tensor, dense: Tensor | None = None, counted: Tensor | None = None) -> None:
         """Take a batch of the activation, (..., width), and what the dense model has for it, (..., dense width).
@@ -61,15 +80,25 @@ class Observation:
                 self._add(activation[window][here], None if dense is None else dense[window][here])
 
     def _add(self, activation: Tensor, dense: Tensor | None) -> None:
+        if self._leaf is None:
+            with torch.inference_mode(False):
+                self._leaf = self._empty()
         x = activation.reshape(-1, activation.shape[-1])
-        first = -self.moments.tokens % self._stride  # counted over all tokens, whatever the batches
+        first = -self._leaf.tokens % self._stride  # counted over the tokens of the leaf, whatever the batches
         self._parts.append(x[first :: self._stride].to(torch.float32, copy=True))  # a view would keep the batch alive
-        self.moments.add(activation, dense)
+        self._leaf.add(activation, dense)
 
     @property
     def sample(self) -> Tensor:
         """About 256 tokens, (tokens, width) in float32."""
-        return torch.cat(self._parts)
+        if len(self._parts) != 1:
+            empty = torch.empty(0, self.moments.width, device=self.device)
+            self._parts = [torch.cat([empty, *self._parts])]
+        return self._parts[0]
+
+    @sample.setter
+    def sample(self, tokens: Tensor) -> None:
+        self._parts = [tokens]
 
     def output_error(self, dense: Tensor, pruned: Tensor) -> float:
         """||X (W - W')^T||^2 / ||X W^T||^2 over the sampled tokens; 0 where both vanish."""
@@ -84,36 +113,47 @@ def observe(
     hidden: Tensor,
     kwargs: Mapping[str, Any],
     wants: Mapping[str, Want],
-    batch: int,
+    cut: Cut,
     *,
     onward: bool = False,
     settled: Settled | None = None,
     counted: Tensor | None = None,
 ) -> dict[str, Observation]:
-    """Run the block over all windows and collect what `wants` asks for, by activation name.
+    """Run the block over this rank's windows and collect what `wants` asks for, by activation name.
 
     With `onward` the block runs whole, and its outputs replace the hidden states. What is `settled` need not run.
     `counted` (windows, seqlen) says which tokens count; None: all.
     """
-    tokens = hidden.shape[0] * hidden.shape[1]
-    seen = {reads: Observation(want, tokens, hidden.device) for reads, want in wants.items()}
+    tokens = cut.windows * hidden.shape[1]
+    device = next(block.parameters()).device  # the hidden states may be elsewhere
+    seen = {reads: Observation(want, tokens, device) for reads, want in wants.items()}
     watch = _Watch(wants, seen, counted, stop=not onward)
     settled = settled or Settled((), hidden.shape)
     device = next(block.parameters()).device
-    starving = starved_on_everything(block, hidden, kwargs, batch, {want.path for want in wants.values()})
+    starving = starved_on_everything(block, hidden, kwargs, cut, {want.path for want in wants.values()})
     with starving as starved, settled.on(block), watch.on(block), torch.inference_mode():
-        for place, part in enumerate(hidden.split(batch)):
-            watch.windows = settled.windows = slice(place * batch, place * batch + len(part))
-            watch.shape = part.shape[:2]
-            try:
-                output = block(part.to(device), **kwargs)
-            except _Seen:
-                continue
-            if onward:
-                part.copy_(output[0] if isinstance(output, tuple) else output)
+        for leaf in cut:
+            for windows in leaf:
+                part, watch.windows, settled.windows = hidden[windows], windows, windows
+                watch.shape = part.shape[:2]
+                with suppress(_Seen):
+                    output = block(part.to(device), **kwargs)
+                    if onward:
+                        part.copy_(output[0] if isinstance(output, tuple) else output)
+            for observation in seen.values():
+                observation.close(leads=cut.ranks.leads)
     for name, want in wants.items():
         seen[name].everything = want.path.startswith(starved)
     return seen
+
+
+def join(seen: Mapping[str, Observation], ranks: Ranks) -> None:
+    """Make what this rank has seen of its windows what all have seen of all: sums, and the tokens kept."""
+    tokens = torch.tensor([sum(part.tokens for part in (o.moments, *o.leaves)) for o in seen.values()])
+    ranks.add_up((observation.moments, observation.leaves) for observation in seen.values())
+    samples = ranks.gather([observation.sample for observation in seen.values()])
+    for observation, count, sample in zip(seen.values(), ranks.total(tokens).tolist(), samples, strict=True):
+        observation.moments.tokens, observation.sample, observation.leaves = count, sample, []
 
 
 class _Watch:

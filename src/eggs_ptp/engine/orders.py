@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.engine.budget import ORDER_ROWS
-from eggs_ptp.engine.observe import Observation, observe
+from eggs_ptp.engine.observe import Observation, join, observe
 from eggs_ptp.engine.plan import MatrixPlan, matrices_by_activation, order_stride
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.wants import wants_of
@@ -45,8 +44,9 @@ def find_orders(run: "Run", inputs: "Inputs | None") -> dict[str, Tensor]:
         )
         rows = sum(matrix.rows for matrix in readers)
         if inputs is not None:
-            inputs = replace(inputs, hidden=inputs.hidden[:: order_stride(*inputs.hidden.shape[:2])])
-        return {space: residual_order(_scores(run, readers, inputs), rows, permute)}
+            inputs = inputs.every(order_stride(inputs.cut.windows, inputs.hidden.shape[1]))
+        order = residual_order(_scores(run, readers, inputs), rows, permute)
+        return dict(run.ranks.led(lambda: ({space: order}, None))[0])
 
 
 def residual_order(scored: Iterable[tuple[Job, Tensor]], rows: int, permute: Callable[[Tensor], Tensor]) -> Tensor:
@@ -94,9 +94,10 @@ def _dense(
     wants = wants_of(groups, lambda method: method.steps["score"].statistics)
     with ExitStack() as stack:
         stack.enter_context(resident(block, run.skeleton.block_name(index), run.shards, run.dtype, run.device))
-        batch = run.batch(inputs.hidden)
         counted = run.counted.tokens(inputs.hidden)
-        return observe(block, inputs.hidden, inputs.kwargs[index], wants, batch, onward=onward, counted=counted)
+        seen = observe(block, inputs.hidden, inputs.kwargs[index], wants, inputs.cut, onward=onward, counted=counted)
+        join(seen, run.ranks)
+        return seen
 
 
 def statistic_of(seen: Mapping[str, Observation], reads: str, matrix: str, wanted: str) -> Tensor:

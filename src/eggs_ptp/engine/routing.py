@@ -1,12 +1,13 @@
 """Which experts of a block see too few calibration tokens to be judged by them."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.models.experts import Experts
 
 
@@ -16,7 +17,7 @@ class _Routed(Exception):  # noqa: N818 - a signal, not an error
 
 @contextmanager
 def starved_on_everything(
-    block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], batch: int, watched: Collection[str]
+    block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any], cut: Cut, watched: Collection[str]
 ) -> Iterator[tuple[str, ...]]:
     """While this lasts, experts that would see fewer tokens than they have inputs run on all tokens of the layer.
 
@@ -30,7 +31,7 @@ def starved_on_everything(
         if isinstance(module, Experts) and any(watch.startswith(f"{path}.") for watch in watched)
     }
     for experts in layers.values():
-        counts = _counts(block, experts, hidden, kwargs, batch)
+        counts = _counts(block, experts, hidden, kwargs, cut)
         experts.everything = frozenset((counts < hidden.shape[-1]).nonzero().flatten().tolist())
     try:
         yield tuple(f"{path}.{number}." for path, experts in layers.items() for number in experts.everything)
@@ -39,8 +40,8 @@ def starved_on_everything(
             experts.everything = frozenset()
 
 
-def _counts(block: nn.Module, experts: Experts, hidden: Tensor, kwargs: Mapping[str, Any], batch: int) -> Tensor:
-    """Tokens that each expert is sent."""
+def _counts(block: nn.Module, experts: Experts, hidden: Tensor, kwargs: Mapping[str, Any], cut: Cut) -> Tensor:
+    """Tokens that each expert is sent, of all ranks' windows."""
     device = next(block.parameters()).device
     total = torch.zeros(len([*experts.children()]), dtype=torch.long, device=device)
 
@@ -50,9 +51,7 @@ def _counts(block: nn.Module, experts: Experts, hidden: Tensor, kwargs: Mapping[
 
     with ExitStack() as stack, torch.inference_mode():
         stack.callback(experts.register_forward_pre_hook(count).remove)
-        for part in hidden.split(batch):
-            try:
-                block(part.to(device), **kwargs)
-            except _Routed:
-                continue
-    return total
+        for windows in (windows for leaf in cut for windows in leaf):
+            with suppress(_Routed):
+                block(hidden[windows].to(device), **kwargs)
+    return cut.ranks.total(total)

@@ -1,6 +1,5 @@
 """The loop: each block is observed unpruned, pruned, and run again for the next one."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.calibration.windows import Windows
-from eggs_ptp.core.mask import density
-from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.capture import Inputs, capture
 from eggs_ptp.engine.counted import Counted
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.dense import DenseStream, Target
 from eggs_ptp.engine.event import Event, Listener
 from eggs_ptp.engine.masks import MaskFile
-from eggs_ptp.engine.observe import Observation, observe
-from eggs_ptp.engine.orders import order_of, statistic_of
+from eggs_ptp.engine.observe import Observation, join, observe
 from eggs_ptp.engine.plan import MatrixPlan, Plan, in_turn, matrices_by_activation
+from eggs_ptp.engine.ranks import ALONE, Ranks
+from eggs_ptp.engine.readers import prune_groups
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
@@ -29,9 +28,8 @@ from eggs_ptp.engine.tuning import tune_block
 from eggs_ptp.engine.usage import Stages
 from eggs_ptp.engine.wants import wants_of
 from eggs_ptp.errors import NumericsError
-from eggs_ptp.method.apply import Job, Pruned, prune_readers
+from eggs_ptp.method.apply import Job
 from eggs_ptp.method.step import Bound
-from eggs_ptp.models.fold import space_key
 from eggs_ptp.models.load import Skeleton
 
 
@@ -54,15 +52,17 @@ class Run:
     folded: dict[str, Tensor] | None = None  # orders of spaces that span the model; None: no order will be folded
     counted: Counted = field(default_factory=Counted)
     shelf: Shelf = field(default_factory=Shelf)  # where activations of all windows stand
+    ranks: Ranks = ALONE
+    cut: Cut = field(default_factory=lambda: Cut.whole(0, 1))  # of the windows that run
     stages: Stages = field(default_factory=Stages)
 
     def inputs(self, windows: Windows) -> Inputs:
         """Run what comes before the blocks."""
         self.tell("stage", 0, "embedding")
         with self.stages.timed("embedding"):
-            batch = self.batch(windows.tokens)
-            where = (self.dtype, self.device, batch, self.shelf)
-            return Inputs(*capture(self.skeleton, self.shards, windows.tokens, *where))
+            cut = Cut.of(len(windows.tokens), self.batch(windows.tokens), self.ranks)
+            tokens, place = windows.tokens[cut.mine], (self.dtype, self.device)
+            return Inputs(*capture(self.skeleton, self.shards, tokens, *place, cut.sizes, self.shelf), cut)
 
     def blocks(
         self, inputs: Inputs | None, keep: Callable[[BlockResult], None], start: int = 0, dense: Tensor | None = None
@@ -73,6 +73,7 @@ class Run:
         `dense` is what the dense model has there, if it is not the same.
         """
         hidden = inputs.hidden if inputs else None
+        self.cut = inputs.cut if inputs else self.cut
         kwargs = inputs.kwargs if inputs else [{} for _ in self.skeleton.blocks]
         beside = hidden if dense is None else dense
         self.dense = DenseStream(beside, self.shelf) if beside is not None and self.plan.needs_dense else None
@@ -103,9 +104,9 @@ class Run:
                 settled.settle(changing)
                 seen = self._observe(block, hidden, kwargs, together, targets, index, settled)
                 self.tell("stage", index, "prune")
-                for reads, matrices in together.items():
-                    self._prune_group(block, matrices, reads, seen, result)
-                    changing = [path for path in changing if path not in {matrix.path for matrix in matrices}]
+                prune_groups(self, block, together, seen, result)
+                stand = {matrix.path for matrices in together.values() for matrix in matrices}
+                changing = [path for path in changing if path not in stand]
             settled.settle([linear.path for linear in family.linears] if result.masks else changing)
             if result.masks:
                 self._tune(index, cast(Tensor, hidden), kwargs, result)
@@ -119,9 +120,12 @@ class Run:
                 self._propagate(block, cast(Tensor, hidden), kwargs, index, settled)
         return result
 
-    def job(self, matrix: MatrixPlan) -> Job:
-        """A matrix that will be pruned, with its weight in float32."""
+    def job(self, matrix: MatrixPlan, *, here: bool = True) -> Job:
+        """A matrix that will be pruned, with its weight in float32, or without where another rank prunes it."""
         assert matrix.resolved is not None  # noqa: S101 - nothing else is asked for
+        if not here:
+            weight, how = torch.empty(matrix.rows, matrix.columns, device="meta"), matrix.resolved
+            return Job(matrix.name, weight, how.pattern, how.method, matrix.role)
         weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
         weight = weight.T.contiguous() if matrix.transposed else weight
         given = self.masks.read(matrix.name, matrix.rows, matrix.columns).to(self.device) if self.masks else None
@@ -143,7 +147,12 @@ class Run:
         with self.stages.timed("observe"):
             wants = wants_of(groups, lambda method: method.statistics, targets)
             counted = self.counted.tokens(hidden)
-            return observe(block, hidden, kwargs, wants, self.batch(hidden), settled=settled, counted=counted)
+            seen = observe(block, hidden, kwargs, wants, self.cut, settled=settled, counted=counted)
+        with self.stages.timed("wait"):
+            self.ranks.wait()
+        with self.stages.timed("sum"):
+            join(seen, self.ranks)
+        return seen
 
     def _tune(self, index: int, hidden: Tensor, kwargs: Mapping[str, Any], result: BlockResult) -> None:
         self.tell("stage", index, "tune")
@@ -166,93 +175,9 @@ class Run:
         asked = [reads for reads, matrices in groups.items() if any(matrix.compares for matrix in matrices)]
         self.tell("stage", index, "dense")
         with self.stages.timed("dense"):
-            targets = dense.advance(block, kwargs, self.skeleton.of_block(index), asked, self.batch(dense.hidden))
+            targets = dense.advance(block, kwargs, self.skeleton.of_block(index), asked, self.cut)
         self.check_finite(dense.hidden, index)
         return targets
-
-    def _prune_group(
-        self,
-        block: nn.Module,
-        matrices: list[MatrixPlan],
-        reads: str,
-        seen: Mapping[str, Observation],
-        result: BlockResult,
-    ) -> None:
-        start = time.perf_counter()
-        jobs = [self.job(matrix) for matrix in matrices]
-        family, heads = self.skeleton.family, self.skeleton.heads
-        one_order = None if self.folded is None else order_of(family, heads, reads, self.folded)
-        weights = {job.name: job.weight for job in jobs}
-
-        def statistic(matrix: str, wanted: str) -> Tensor:
-            value = statistic_of(seen, reads, matrix, wanted)
-            # What the dense model reads becomes what it puts out.
-            return weights[matrix] @ value if wanted == "cross" and seen[reads].of_inputs else value
-
-        pruned = prune_readers(jobs, statistic, seed=self.seed, share_order=self.share_order, one_order=one_order)
-        share = (time.perf_counter() - start) / len(jobs)
-        for matrix, job in zip(matrices, jobs, strict=True):
-            self._keep(block, matrix, job, pruned[job.name], seen.get(reads), share, result)
-
-    def _keep(
-        self,
-        block: nn.Module,
-        matrix: MatrixPlan,
-        job: Job,
-        pruned: Pruned,
-        seen: Observation | None,
-        seconds: float,
-        result: BlockResult,
-    ) -> None:
-        tensor = f"{matrix.name}.weight"
-        stored = pruned.weight.to(self.shards.dtype(tensor))  # the one cast
-        error = None
-        if seen is not None:  # the block is in memory, and will run again
-            # Replaced, never written to: what is there now may be the mapped file itself.
-            linear = cast(nn.Linear, block.get_submodule(matrix.path))
-            weight = stored.T.contiguous() if matrix.transposed else stored
-            linear.weight = nn.Parameter(weight.to(self.dtype), requires_grad=False)
-            with self.stages.timed("error"):
-                error = seen.output_error(job.weight, stored.float())
-        for slot, spent in pruned.seconds.items():
-            self.stages.add(slot, spent)
-        result.tensors[tensor] = (stored.T.contiguous() if matrix.transposed else stored).cpu()
-        if matrix.tune:
-            result.masks[matrix.path] = pruned.mask.T if matrix.transposed else pruned.mask
-        if pruned.order is not None:
-            self._keep_order(matrix, pruned.order, result)
-        record = {
-            "name": matrix.name,
-            "shape": [matrix.rows, matrix.columns],
-            "pattern": str(job.pattern),
-            "method": job.method.method.name,
-            "density": density(pruned.mask),
-            "nonzero": int(stored.count_nonzero()),
-            "permuted": pruned.order is not None,
-            "in_order": isinstance(job.pattern, Pattern) and (pruned.order is None or self.folded is not None),
-            "updated": not job.method.steps.keys().isdisjoint(("correct", "update")),
-            "output_error": error,
-            "seconds": seconds,
-            **pruned.facts,
-        }
-        record |= {"transposed": True} if matrix.transposed else {}
-        if matrix.routed:
-            seen_by = {"tokens": seen.moments.tokens, "all_tokens": seen.everything} if seen else {}
-            record |= {"routed": True, **seen_by}
-        if self.masks is not None:
-            record["mask"] = str(self.masks.path)  # not the method's own choice
-        result.records.append(record)
-        self.listener(Event("matrix", matrix.block, self.plan.blocks, "prune", record))
-
-    def _keep_order(self, matrix: MatrixPlan, order: Tensor, result: BlockResult) -> None:
-        name, family = matrix.name, self.skeleton.family
-        if self.folded is not None:
-            name = space_key(family, self.skeleton.block_name(matrix.block), matrix.space)
-            if name in self.folded:
-                return  # of the whole model, known from the start
-            if family.reach[matrix.space] == "head":
-                order = self.skeleton.heads.gather(order)
-        result.orders[name] = order.to("cpu", torch.int32)
 
     def _propagate(
         self,
@@ -264,10 +189,10 @@ class Run:
     ) -> Tensor:
         """Replace the hidden states by what the block makes of them."""
         self.tell("stage", index, "propagate")
-        settled, batch = settled or Settled((), hidden.shape), self.batch(hidden)
+        settled = settled or Settled((), hidden.shape)
         with self.stages.timed("propagate"), settled.on(block), torch.inference_mode():
-            for place, part in enumerate(hidden.split(batch)):
-                settled.windows = slice(place * batch, place * batch + len(part))
+            for windows in (windows for leaf in self.cut for windows in leaf):
+                part, settled.windows = hidden[windows], windows
                 output = block(part.to(self.device), **kwargs)
                 part.copy_(output[0] if isinstance(output, tuple) else output)
         self.check_finite(hidden, index)
@@ -279,7 +204,7 @@ class Run:
         Raises:
             NumericsError: it holds NaN or infinity; names the tensor that does so too, or else the block.
         """
-        if not finite(hidden):
+        if not self.ranks.all(finite(hidden)):
             for name in self._stored(index):
                 self.shards.read_sound(name)
             raise NumericsError(

@@ -26,10 +26,11 @@ def tune_block(
     target: Tensor,
     kwargs: Mapping[str, Any],
 ) -> tuple[dict[str, Tensor], dict[str, Fact]]:
-    """Run the tune step on a pruned block in memory, and put what it found in place.
+    """Run the tune step on a pruned block in memory, on rank 0, and put what it found in place on all.
 
     `masks` are those of its pruned matrices by module path, `inputs` what reaches the block, `target` what the dense
-    model's block gives. Returns the changed tensors by their names in the checkpoint, in their stored types, and facts.
+    model's block gives, both of this rank's windows; rank 0 gets all. Returns the changed tensors by their names in the
+    checkpoint, in their stored types, and facts.
 
     Raises:
         NumericsError: the loss is not finite; names the block.
@@ -42,21 +43,27 @@ def tune_block(
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
-    data = {
-        "block": block,
-        "masks": masks,
-        "inputs": inputs,
-        "target": target,
-        "call": call,
-        "generator": generator_for(run.seed, name, inputs.device),
-    }
-    last = index + 1 == len(run.skeleton.blocks)
-    with ExitStack() as stack:
-        data["logits"] = stack.enter_context(head_of(run)) if last and "logits" in step.data else None
-        try:
-            found, facts = step(data.__getitem__)
-        except NumericsError as error:
-            raise NumericsError(f"{name}: {error}") from error
+    windows = [run.ranks.collected(here) for here in (inputs, target)]
+
+    def tune() -> tuple[dict[str, Tensor], dict[str, Fact]]:
+        data = {
+            "block": block,
+            "masks": masks,
+            "inputs": windows[0],
+            "target": windows[1],
+            "call": call,
+            "generator": generator_for(run.seed, name, run.device),
+        }
+        last = index + 1 == len(run.skeleton.blocks)
+        with ExitStack() as stack:
+            data["logits"] = stack.enter_context(head_of(run)) if last and "logits" in step.data else None
+            try:
+                tensors, facts = step(data.__getitem__)
+            except NumericsError as error:
+                raise NumericsError(f"{name}: {error}") from error
+        return tensors, facts
+
+    found, facts = run.ranks.led(tune)
     stored = {}
     for tensor, value in found.items():
         path, _, parameter = tensor.rpartition(".")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.engine.budget import BATCH_TOKENS
 from eggs_ptp.engine.capture import capture
+from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.observe import Observation, Want, observe
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
@@ -28,8 +29,8 @@ class Walk:
         self, skeleton: Skeleton, shards: Shards, tokens: Tensor, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.skeleton, self.shards, self.dtype, self.device = skeleton, shards, dtype, device
-        self.batch = max(1, BATCH_TOKENS // int(tokens.shape[1]))
-        hidden, self.kwargs = capture(skeleton, shards, tokens, dtype, device, self.batch)
+        self.cut = Cut.whole(len(tokens), max(1, BATCH_TOKENS // int(tokens.shape[1])))
+        hidden, self.kwargs = capture(skeleton, shards, tokens, dtype, device, self.cut.at_once)
         self.hidden = hidden.clone()  # outside of inference mode, so that gradients may pass
 
     @contextmanager
@@ -45,7 +46,7 @@ class Walk:
         Raises:
             NumericsError: the outputs hold NaN or infinity; names the block.
         """
-        seen = observe(block, self.hidden, self.kwargs[index], wants or {}, self.batch, onward=True)
+        seen = observe(block, self.hidden, self.kwargs[index], wants or {}, self.cut, onward=True)
         if not finite(self.hidden):
             name = f"{self.shards.folder}: {self.skeleton.block_name(index)}"
             raise NumericsError(f"{name}: its outputs hold NaN or infinity; check the checkpoint")

@@ -21,7 +21,10 @@ from eggs_ptp.method.method import BoundMethod
 
 @dataclass(frozen=True)
 class Job:
-    """One matrix to prune: `weight` (out, in) in float32, and what to do to it."""
+    """One matrix to prune: `weight` (out, in) in float32, and what to do to it.
+
+    Without data, on the meta device, it is somebody else's work, who shares the scores that an order is found from.
+    """
 
     name: str
     weight: Tensor
@@ -33,6 +36,13 @@ class Job:
 
 # Finds an order from a score, given the permute step as a function of scores.
 Search = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+# Gives the score of a matrix by its name, to everybody, from the one who has it.
+Everywhere = Callable[[str, Tensor | None], Tensor]
+
+
+def _had(matrix: str, score: Tensor | None) -> Tensor:
+    assert score is not None, matrix  # noqa: S101 - all work is done here
+    return score
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,9 @@ def prune_readers(
     seed: int,
     share_order: bool = True,
     one_order: OneOrder | None = None,
+    everywhere: Everywhere = _had,
 ) -> dict[str, Pruned]:
-    """Prune the matrices that read one activation.
+    """Prune the matrices that read one activation; those that are done here, where others do some of them.
 
     With `share_order`, those with the same permute step and pattern get one channel order, found from their
     scores stacked along the rows; otherwise each gets its own. With `one_order` all N:M matrices get that instead.
@@ -81,15 +92,16 @@ def prune_readers(
         PatternError: a given mask keeps more than the pattern allows.
     """
     works = [_Work(job, statistic, seed) for job in jobs]
-    for work in works:
+    here = [work for work in works if not work.job.weight.is_meta]
+    for work in here:
         work.correct()
         work.score()
     if one_order is not None:
-        _permute_all([work for work in works if isinstance(work.job.pattern, Pattern)], one_order)
+        _permute_all([work for work in works if isinstance(work.job.pattern, Pattern)], one_order, everywhere)
     else:
         for members in _sharing(works, share_order):
-            _permute(members, members)
-    return {work.job.name: work.finish() for work in works}
+            _permute(members, members, everywhere)
+    return {work.job.name: work.finish() for work in here}
 
 
 def score_of(job: Job, statistic: Callable[[str, str], Tensor], *, seed: int) -> Tensor:
@@ -122,7 +134,7 @@ class _Work:
     """One job on its way through the slots. After `permute`, data is read in the permuted column order."""
 
     def __init__(self, job: Job, statistic: Callable[[str, str], Tensor], seed: int) -> None:
-        if not torch.isfinite(job.weight).all():
+        if not job.weight.is_meta and not torch.isfinite(job.weight).all():
             raise NumericsError(f"{job.name}: the weight holds NaN or infinity; check the checkpoint")
         self.job = job
         self.steps = job.method.steps
@@ -153,6 +165,10 @@ class _Work:
             if not torch.isfinite(score).all():
                 raise NumericsError(f"{self.job.name}: its {self.steps['score'].name} scores hold NaN or infinity")
             self._data["score"] = score
+
+    def share_score(self, everywhere: Everywhere) -> None:
+        """Have the score, whoever found it."""
+        self._data["score"] = everywhere(self.job.name, self._data.get("score"))
 
     def run(self, slot: str) -> Any:
         try:
@@ -233,18 +249,25 @@ def _search(method: BoundMethod, pattern: AnyPattern) -> tuple[Any, ...]:
     return step.name, repr(sorted(step.options.items())), pattern
 
 
-def _permute_all(works: Sequence[_Work], one_order: OneOrder) -> None:
+def _permute_all(works: Sequence[_Work], one_order: OneOrder, everywhere: Everywhere) -> None:
     members = [work for work in works if "permute" in work.steps]
     if one_order.given is not None:
         for work in works:
             work.reorder(one_order.given)
     elif members and one_order.search is not None:
-        _permute(members, works, one_order.search)
+        _permute(members, works, everywhere, one_order.search)
 
 
-def _permute(members: Sequence[_Work], readers: Sequence[_Work], search: Search | None = None) -> None:
+def _permute(
+    members: Sequence[_Work], readers: Sequence[_Work], everywhere: Everywhere, search: Search | None = None
+) -> None:
     """Put the readers in the order that is found from the members' scores."""
     first = members[0]
+    if len(readers) > 1:
+        for work in members:
+            work.share_score(everywhere)
+    elif first.job.weight.is_meta:
+        return  # and nobody else is to know
     stacked = torch.cat([work.read("score") for work in members]) if len(members) > 1 else first.read("score")
     permute = common_permute((work.job.method, work.job.pattern, work.job.weight.numel()) for work in members)
     with _timed(first.seconds, "permute"):
