@@ -7,9 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from eggs_ptp.calibration.windows import Windows, calibration_windows, check_source
+from eggs_ptp.calibration.windows import Windows, check_source
 from eggs_ptp.checkpoint.blocks import write_blocks
 from eggs_ptp.checkpoint.card import write_card
 from eggs_ptp.checkpoint.draft import ORDERS, Draft, check_apart
@@ -17,17 +15,14 @@ from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.checkpoint.verify import Verification, made_from, read_manifest, verify_folder
 from eggs_ptp.demo.builtin import DEMO, builtin_documents, model_folder
-from eggs_ptp.engine.counted import Counted
 from eggs_ptp.engine.event import Listener, ignore
 from eggs_ptp.engine.fused import open_dense
-from eggs_ptp.engine.masks import MaskFile, write_masks
+from eggs_ptp.engine.masks import write_masks
 from eggs_ptp.engine.place import find_device, find_dtype
 from eggs_ptp.engine.plan import Plan, plan_run
 from eggs_ptp.engine.ranks import ALONE, Ranks
-from eggs_ptp.engine.run import Run
-from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shared import Shared as Shared
-from eggs_ptp.engine.shelf import Shelf
+from eggs_ptp.engine.start import draw_windows, run_of
 from eggs_ptp.engine.usage import MemoryWatch, limited
 from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.evaluation.assessment import Assessment
@@ -93,16 +88,13 @@ def prune(
     Say how by a `recipe`, or by `settings`, the keys of one: `method="ria"`, `pattern="4:8"`, `seed=1`,
     `calibration="text.jsonl"`, `nsamples=64`, `steps={"score": {"alpha": 0.7}}`, ... (see `recipe.read.read_recipe`).
 
-    `memory` is what the process may take in bytes, libraries and all: activations go to files as far as they must, and
-    the system refuses it more (Linux).
-
     The folder appears when it is whole; if anything fails, nothing is left behind but, with `journal`, what the same
-    call goes on from. Runs on one model can share what does not depend on the method (`shared`). `ranks`, of
-    `engine.team.joined`, do it together, each by the same call.
+    call goes on from. `memory` is what the process may take in bytes, libraries and all: activations go to files as far
+    as they must, and the system refuses it more (Linux). Runs on one model can share what does not depend on the method
+    (`shared`). `ranks`, of `engine.team.joined`, do it together, each by the same call.
 
     Raises:
-        EggsError: see the kinds in `eggs_ptp.errors`.
-        MemoryError: the run takes more than `memory` all the same.
+        EggsError: see the kinds in `eggs_ptp.errors`; MemoryError: the run takes more than `memory` all the same.
     """
     start = time.perf_counter()
     writing = Draft(Path(output), overwrite=overwrite, journal=journal) if ranks.leads else nullcontext()
@@ -112,11 +104,9 @@ def prune(
         _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = open_dense(folder, skeleton.ties)
-        where: dict[str, Any] = {"device": find_device(device), "dtype": find_dtype(dtype), "memory": memory}
-        decided = plan_run(skeleton, shards, asked, **where)
-        run = _run(
-            decided, skeleton, shards, asked, listener, ranks, Shelf(decided.budget.allowance, Path(output).parent)
-        )
+        where, kind = find_device(device), find_dtype(dtype)
+        decided = plan_run(skeleton, shards, asked, device=where, dtype=kind, memory=memory)
+        run = run_of(decided, skeleton, shards, asked, listener=listener, ranks=ranks, output=Path(output))
         windows, inputs = None, None
         if decided.needs_calibration:
             draw = functools.partial(_windows, skeleton, asked, decided, trust_remote_code)
@@ -124,46 +114,18 @@ def prune(
             inputs = functools.partial(shared.inputs, run, windows) if shared else lambda: run.inputs(windows)
         record = RunRecord(
             {"model": model, "revision": revision, "model_type": decided.model_type},
-            recipe=asked.to_dict(),
-            recipe_sha256=asked.digest(),
-            calibration=windows.to_dict() if windows else None,
-            device=decided.device if ranks.count == 1 else torch.device(decided.device).type,  # each has one of its own
-            dtype=decided.dtype,
-            orders=decided.orders,
-            batch_tokens=decided.budget.batch_tokens,
-            memory=memory,
-            output=str(output),
+            asked.to_dict(),
+            asked.digest(),
+            windows.to_dict() if windows else None,
+            **{"output": str(output), "memory": memory, **decided.computing(ranks)},
         )
         with limited(memory):
             fold, orders = write_blocks(run, inputs, draft, record)
-        watch.look()
         record.stages, record.seconds = run.stages.seconds, record.seconds + time.perf_counter() - start
         record.peak_memory_bytes, record.baseline_memory_bytes = watch.peak, watch.baseline
-        if draft:
+        if draft is not None:
             draft.finish(shards, orders, record.to_dict(), write_card(record, read_config(folder)), fold.pieces)
     return record
-
-
-def _run(
-    decided: Plan, skeleton: Skeleton, shards: Shards, asked: Recipe, listener: Listener, ranks: Ranks, shelf: Shelf
-) -> Run:
-    return Run(
-        decided,
-        skeleton,
-        shards,
-        seed=asked.seed,
-        share_order=asked.share == "readers",
-        device=torch.device(decided.device),
-        dtype=find_dtype(decided.dtype),
-        listener=listener if ranks.leads else ignore,
-        refresh=(asked.calibration.statistics or ("group" if decided.compares else "block")) == "group",
-        dense_stream=asked.calibration.propagate == "dense",
-        masks=MaskFile(Path(asked.mask)) if asked.mask else None,
-        folded={} if decided.folds else None,
-        counted=Counted(asked.calibration.skip_first, asked.calibration.massive),
-        shelf=shelf,
-        ranks=ranks,
-    )
 
 
 def find(model: str) -> Path:
@@ -287,24 +249,9 @@ def _check_source(asked: Recipe) -> None:
         check_source(asked.calibration.text)
 
 
-def _windows(skeleton: Skeleton, recipe: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:
-    ready = str(recipe.calibration.text).lower().endswith(".npy")  # token windows need no tokenizer
-    tokenizer = None if ready else load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
-    builtin = builtin_documents("calibration") if recipe.calibration.text == DEMO else None
-    windows = calibration_windows(
-        recipe.calibration,
-        tokenizer,
-        seqlen=decided.seqlen,
-        seed=recipe.seed if recipe.calibration.seed is None else recipe.calibration.seed,
-        vocab_size=skeleton.vocab_size,
-        builtin=builtin,
-    )
-    if windows.tokens.shape[1] > skeleton.context:
-        raise CalibrationError(
-            f"{windows.source}: windows of {windows.tokens.shape[1]} tokens are longer than the model's context "
-            f"of {skeleton.context}"
-        )
-    return windows
+def _windows(skeleton: Skeleton, asked: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:
+    builtin = builtin_documents("calibration") if asked.calibration.text == DEMO else None
+    return draw_windows(skeleton, asked, decided, builtin, trust_remote_code)
 
 
 def _evaluation_text(folder: Path, text: str | None, field: str, trust_remote_code: bool) -> Text:

@@ -1,7 +1,7 @@
 """`eggs plan`: what `prune` would do, before it does it."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eggs_ptp.cli import flags
 from eggs_ptp.cli.flags import DType
@@ -57,15 +57,8 @@ def plan(
         exclude=exclude,
         mask=str(mask) if mask else None,
     )
-    decided = api.plan(
-        model,
-        asked,
-        device=device,
-        dtype=dtype.value,
-        memory=flags.memory_of(memory),
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    where: dict[str, Any] = {"device": device, "dtype": dtype.value, "memory": flags.memory_of(memory)}
+    decided = api.plan(model, asked, revision=revision, trust_remote_code=trust_remote_code, **where)
     if json:
         print_json(decided.to_dict())
         return

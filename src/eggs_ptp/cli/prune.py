@@ -51,7 +51,6 @@ def prune(
     json: flags.Json = False,
 ) -> None:
     """Prune a model and write it as a Hugging Face folder that loads everywhere."""
-    from eggs_ptp.cli.terminal import print_json
     from eggs_ptp.engine.team import joined
 
     recipe_of = partial(
@@ -68,23 +67,22 @@ def prune(
         exclude=exclude,
         mask=str(mask) if mask else None,
     )
-    trust: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    budget = flags.memory_of(memory)
+    how: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    how["memory"] = flags.memory_of(memory)
     with joined(device) as ranks:
         _check_try(try_, ranks.count)
         tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
-        recipes = {value: recipe_of([*(set_ or ()), value]) for value in tried}
-        asked, found = recipes[tried[0]] if tried else recipe_of(set_), dict[str, float]()
-        where = {"device": ranks.device(device), "dtype": dtype.value}
-        _announce(model, asked, output, overwrite, quiet=json or not ranks.leads, memory=budget, **where, **trust)
+        recipes, found = {value: recipe_of([*(set_ or ()), value]) for value in tried}, dict[str, float]()
+        asked = recipes[tried[0]] if tried else recipe_of(set_)
+        where, quiet = {"device": ranks.device(device), "dtype": dtype.value}, json or not ranks.leads
+        _announce(model, asked, output, overwrite, quiet=quiet, **where, **how)
         if try_:
             found = _choose(recipes, model, try_text, where, quiet=json)
             asked = recipes[next(iter(found))]
-        how: dict[str, Any] = {"overwrite": overwrite, "journal": journal, "memory": budget, "ranks": ranks}
-        record = _prune(context, json or not ranks.leads, model, output, asked, **how, **where, **trust)
+        how |= {"overwrite": overwrite, "journal": journal, "ranks": ranks}
+        record = _prune(context, quiet, model, output, asked, **where, **how)
     if ranks.leads:
-        extra = {"output": str(output), **({"tried": found} if found else {})}
-        print_json({**record.to_dict(), **extra}) if json else _report(record, output)
+        _report(record, output, found, json=json)
 
 
 def _check_try(values: str | None, processes: int) -> None:
@@ -135,9 +133,12 @@ def _choose(
     return found
 
 
-def _report(record: "RunRecord", output: Path) -> None:
-    from eggs_ptp.cli.terminal import bytes_text, line, seconds_text, table
+def _report(record: "RunRecord", output: Path, tried: dict[str, float], *, json: bool) -> None:
+    from eggs_ptp.cli.terminal import bytes_text, line, print_json, seconds_text, table
 
+    if json:
+        print_json({**record.to_dict(), "output": str(output), **({"tried": tried} if tried else {})})
+        return
     heads = ["matrices", ">count", "pattern", ">kept", "method", ">mean error", ">worst", "B of each block"]
     rows = _rows(record.matrices)
     if not any(row[-1] for row in rows):

@@ -11,6 +11,7 @@ import torch
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.budget import Budget, budget_of, needs_of
 from eggs_ptp.engine.fit import check_coverage, check_folding, check_tuning, shape_of
+from eggs_ptp.engine.ranks import Ranks
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import RecipeError
 from eggs_ptp.method.step import Bound
@@ -128,6 +129,11 @@ class Plan:
         """The matrices of one block, in the order they run."""
         return [matrix for matrix in self.matrices if matrix.block == block]
 
+    def computing(self, ranks: Ranks) -> dict[str, Any]:
+        """What its numbers depend on beside the recipe, as a record has it."""
+        where = self.device if ranks.count == 1 else torch.device(self.device).type  # each has one of its own
+        return {"device": where, "dtype": self.dtype, "orders": self.orders, "batch_tokens": self.budget.batch_tokens}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
@@ -170,6 +176,38 @@ def plan_run(
         PatternError: a pattern that does not fit a matrix, its method, or the heads inside which it is permuted.
     """
     check_coverage(skeleton, shards)
+    matrices = _decided(skeleton, shards, recipe)
+    seqlen = recipe.calibration.seqlen or min(2048, skeleton.context)
+    if seqlen > skeleton.context:
+        raise RecipeError(f"seqlen {seqlen} is longer than the model's context of {skeleton.context} tokens")
+    if recipe.calibration.skip_first >= seqlen:
+        raise RecipeError(
+            f"calibration.skip_first = {recipe.calibration.skip_first} leaves nothing of windows of {seqlen} tokens"
+        )
+    draft = Plan(
+        model=str(skeleton.folder),
+        model_type=skeleton.family.model_type,
+        discovered=not skeleton.family.known,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        blocks=len(skeleton.blocks),
+        matrices=matrices,
+        nsamples=recipe.calibration.nsamples,
+        seqlen=seqlen,
+        calibration=recipe.calibration.text or "",
+        orders=_orders(skeleton, recipe) if any(matrix.permutes for matrix in matrices) else None,
+        memory_bytes=0,
+        seconds=0.0,
+    )
+    check_tuning(draft)
+    check_folding(draft, skeleton, shards)
+    cost: dict[str, Any] = {"memory_bytes": needs_of(draft, skeleton).total, "seconds": _seconds(draft, device)}
+    cost["budget"] = budget_of(draft, skeleton, memory)
+    return Plan(**{**draft.__dict__, **cost})
+
+
+def _decided(skeleton: Skeleton, shards: Shards, recipe: Recipe) -> tuple[MatrixPlan, ...]:
+    """Every matrix, and what the recipe's rules make of it."""
     places = {
         f"{skeleton.block_name(index)}.{linear.path}": (index, linear)
         for index in range(len(skeleton.blocks))
@@ -189,33 +227,7 @@ def plan_run(
         matrices.append(MatrixPlan(*what_it_is, linear.transposed, linear.routed, *fate))
     if not any(matrix.resolved for matrix in matrices):
         raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
-    seqlen = recipe.calibration.seqlen or min(2048, skeleton.context)
-    if seqlen > skeleton.context:
-        raise RecipeError(f"seqlen {seqlen} is longer than the model's context of {skeleton.context} tokens")
-    if recipe.calibration.skip_first >= seqlen:
-        raise RecipeError(
-            f"calibration.skip_first = {recipe.calibration.skip_first} leaves nothing of windows of {seqlen} tokens"
-        )
-    draft = Plan(
-        model=str(skeleton.folder),
-        model_type=skeleton.family.model_type,
-        discovered=not skeleton.family.known,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        blocks=len(skeleton.blocks),
-        matrices=tuple(matrices),
-        nsamples=recipe.calibration.nsamples,
-        seqlen=seqlen,
-        calibration=recipe.calibration.text or "",
-        orders=_orders(skeleton, recipe) if any(matrix.permutes for matrix in matrices) else None,
-        memory_bytes=0,
-        seconds=0.0,
-    )
-    check_tuning(draft)
-    check_folding(draft, skeleton, shards)
-    cost: dict[str, Any] = {"memory_bytes": needs_of(draft, skeleton).total, "seconds": _seconds(draft, device)}
-    cost["budget"] = budget_of(draft, skeleton, memory)
-    return Plan(**{**draft.__dict__, **cost})
+    return tuple(matrices)
 
 
 def _orders(skeleton: Skeleton, recipe: Recipe) -> str:
