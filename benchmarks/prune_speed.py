@@ -63,8 +63,8 @@ def run_floor(folder: Path) -> dict[str, object]:
     import numpy as np
     import torch
 
-    from eggs_ptp.engine.capture import capture
     from eggs_ptp.engine.budget import BATCH_TOKENS
+    from eggs_ptp.engine.capture import capture
     from eggs_ptp.engine.resident import resident
     from eggs_ptp.engine.shards import Shards
     from eggs_ptp.engine.usage import MemoryWatch

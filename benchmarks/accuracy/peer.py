@@ -2,9 +2,9 @@
 
     PYTHON peer.py TOOL METHOD MODEL WINDOWS.npy KEEP:GROUP OUTPUT --seed 0
 
-TOOL is llmcompressor or modelopt. Its code runs in float32 on the given token windows; the weights are saved in the
-type that they came in, by transformers. The last line printed is JSON: seconds of the pruning alone, settings,
-versions.
+TOOL is llmcompressor or modelopt. Its code runs in --dtype on the given token windows; the weights are saved in the
+type that they came in, by transformers. The last line printed is JSON: seconds of the pruning alone, the peak of
+anonymous memory over the imports (model included), settings, versions.
 """
 
 import argparse
@@ -12,11 +12,14 @@ import functools
 import importlib.metadata
 import json
 import platform
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -26,19 +29,43 @@ def main() -> None:
     for name in ("tool", "method", "model", "windows", "pattern", "output"):
         parser.add_argument(name)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     stored = AutoConfig.from_pretrained(given.model).dtype or torch.float32
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
+    baseline = anonymous()
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype)).eval()
     windows = torch.from_numpy(np.load(given.windows))
     keep, group = (int(part) for part in given.pattern.split(":"))
     prepare = {"llmcompressor": llmcompressor, "modelopt": modelopt}[given.tool]
     prune, settings = prepare(model, given, windows, keep, group)
     start, cpu = time.perf_counter(), time.process_time()
-    model = prune()
+    with watched() as peak:
+        model = prune()
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    spent["memory"] = peak[0] - baseline
     model.to(stored).save_pretrained(given.output)
     print(json.dumps({**spent, "settings": settings, "versions": versions(given.tool)}))
+
+
+def anonymous() -> int:
+    info = psutil.Process().memory_info()
+    return int(info.rss) - int(info.shared)
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    peak, stop = [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            peak[0] = max(peak[0], anonymous())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield peak
+    stop.set()
+    thread.join()
 
 
 def llmcompressor(
