@@ -94,6 +94,7 @@ class Bench:
             error = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
             os.dup2(error, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # whatever they were before
             signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground
             prepare()
             code = main(words)
