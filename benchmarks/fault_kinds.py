@@ -78,7 +78,7 @@ def _size_limit(scene: Scene) -> Fault:
 
 
 def _small_disk(scene: Scene) -> Fault:
-    free = 4096 * scene.draw.randint(0, 36 if _is_pruned(scene.source) else 110)
+    free = 4096 * scene.draw.randint(1, 36 if _is_pruned(scene.source) else 110)
     _mount(scene.disk, _LARGE)
 
     def before(_: object) -> None:

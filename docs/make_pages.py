@@ -16,6 +16,7 @@ from connectivity_page import connectivity
 from families_page import families
 from quantised_page import quantised
 from reproduction_page import reproduction
+from trust_page import trust
 
 from eggs_ptp.cli.program import app
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
@@ -30,7 +31,7 @@ _COMMAND_LINE = """# The command line
 
 `eggs VERB --help` prints the same. `--debug`, anywhere, shows where in the code an error arose; `--version` the
 version. Exit codes: 0, 1 (`verify` found faults), 2 (an error, said in one line on stderr, or runs of `compare` that
-failed), 130 (interrupted). With `--json`, stdout is one JSON document, or empty where an error left nothing to print.
+failed), 130 and 143 (interrupted by Ctrl-C and by SIGTERM). With `--json`, stdout is one JSON document, or empty where an error left nothing to print.
 """
 
 
@@ -103,6 +104,7 @@ def pages() -> dict[Path, str]:
         DOCS / "quantised.md": quantised(),
         DOCS / "families.md": families(),
         DOCS / "findings" / "bounds.md": bounds(),
+        DOCS / "trust.md": trust(),
         DOCS / "reproduction.md": reproduction(),
         DOCS / "findings" / "connectivity.md": connectivity(),
         README: _README_SHARES.sub(lambda _found: shares(), README.read_text(encoding="utf-8")),

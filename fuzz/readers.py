@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["eggs_ptp"]):
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
-INSIDE = "EGGS_FUZZING"  # set where this file is libFuzzer's own process
+INSIDE = "EGGS_FUZZING"  # where this file is libFuzzer's own process, the folder that it makes of each input
 MEMORY = Path("/dev/shm")  # where folders are made, if there is one
 LIMITS = ("-max_len=8192", "-timeout=60", "-rss_limit_mb=6000")
 VALUES: list[Any] = [
@@ -141,8 +141,10 @@ def merge(workspace: Path) -> dict[str, int]:
 
 def libfuzzer(log: Path, *words: str) -> int:
     """Run this file as a fuzzer; to merge, it calls itself by its name, with the python that is found first."""
-    here = {**os.environ, INSIDE: "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    with log.open("w") as file:
+    memory = MEMORY if MEMORY.is_dir() else None
+    with log.open("w") as file, tempfile.TemporaryDirectory(prefix="eggs-fuzz-", dir=memory) as folder:
+        first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        here = {**os.environ, INSIDE: f"{folder}/model", "PATH": first}
         return subprocess.run([__file__, *words], env=here, stderr=file, stdout=file, check=False).returncode
 
 
@@ -167,7 +169,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if INSIDE in os.environ:
-        FOLDER = Path(tempfile.mkdtemp(prefix="eggs-fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+        FOLDER = Path(os.environ[INSIDE])
         atheris.Setup(sys.argv, test_one_input, custom_mutator=mutate)
         atheris.Fuzz()
     else:

@@ -59,7 +59,7 @@ def test_what_is_returned_is_what_is_recorded(tiny, settings, tmp_path):
     )
     stored = json.loads((tmp_path / "out" / "eggs.json").read_text())
     assert stored == json.loads(json.dumps(record.to_dict()))
-    assert stored["source"] == {"model": str(tiny()), "revision": None, "model_type": "llama"}
+    assert stored["source"] == {"model": str(tiny()), "revision": None, "commit": None, "model_type": "llama"}
     assert stored["recipe"]["steps"] == {"score": {"name": "ria", "alpha": 0.7}}
     assert stored["recipe_sha256"] == Recipe.model_validate(stored["recipe"]).digest()
     assert (stored["calibration"]["nsamples"], stored["calibration"]["seqlen"]) == (4, 32)

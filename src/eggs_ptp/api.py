@@ -32,7 +32,7 @@ from eggs_ptp.evaluation.perplexity import Perplexity
 from eggs_ptp.evaluation.record import read_record
 from eggs_ptp.evaluation.subject import load_subject
 from eggs_ptp.evaluation.text import Text, find_text
-from eggs_ptp.models.folder import find_folder, read_config
+from eggs_ptp.models.folder import commit_of, find_folder, read_config
 from eggs_ptp.models.load import Skeleton, load_skeleton, load_tokenizer
 from eggs_ptp.recipe.read import read_recipe
 from eggs_ptp.recipe.recipe import Recipe
@@ -113,7 +113,7 @@ def prune(
             windows = shared.windows(folder, asked, decided, draw) if shared else draw()
             inputs = functools.partial(shared.inputs, run, windows) if shared else lambda: run.inputs(windows)
         record = RunRecord(
-            {"model": model, "revision": revision, "model_type": decided.model_type},
+            {"model": model, "revision": revision, "commit": commit_of(folder), "model_type": decided.model_type},
             asked.to_dict(),
             asked.digest(),
             windows.to_dict() if windows else None,

@@ -303,7 +303,7 @@ DAMAGES = [
     (cut, r"model\.safetensors: not a readable safetensors file"),
     (
         short_values,
-        rf"model\.safetensors: {DOWN}\.bits is .* \(32, 8\), expected torch\.uint8 of shape \(32, 4\), by config\.json",
+        rf"safetensors: {DOWN}\.bits is .* \(32, 8\), expected torch\.uint8 of shape \(32, 4\), by config\.json",
     ),
     (no_bits, rf"packed: {DOWN}\.bits is named in config\.json, but in none of the files"),
     (future, r"config\.json: packed format 7, this version reads formats 1, 2, 3; update eggs-ptp"),

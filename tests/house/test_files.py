@@ -12,7 +12,19 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 SOFT, HARD, LONGEST_FUNCTION = 300, 500, 60
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|mnt|tmp|work)/\w")
-PUBLISHED = ("src", "docs", "benchmarks", "training", ".ci", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
+PUBLISHED = (
+    "src",
+    "docs",
+    "benchmarks",
+    "fuzz",
+    "training",
+    ".ci",
+    "README.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+)
 
 
 def lines(path: Path) -> int:
@@ -50,7 +62,8 @@ def test_no_function_is_too_long():
 
 
 def test_files_are_named_for_what_they_hold():
-    places = [path for top in ("src", "tests", "benchmarks", "compat", "training") for path in (ROOT / top).rglob("*")]
+    rooms = ("src", "tests", "benchmarks", "compat", "fuzz", "training")
+    places = [path for top in rooms for path in (ROOT / top).rglob("*")]
     named = [path for path in places if path.suffix == ".py" or path.is_dir()]
     assert [str(path.relative_to(ROOT)) for path in named if path.stem.lower().strip("_") in FORBIDDEN] == []
 

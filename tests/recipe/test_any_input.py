@@ -56,9 +56,10 @@ def found_or_refused(read, kind):
     try:
         return read()
     except kind as error:
-        assert str(error).strip()
-        assert "\n" not in str(error)
-        return None
+        words = str(error)
+    assert words.strip()
+    assert "\n" not in words
+    return None
 
 
 @often

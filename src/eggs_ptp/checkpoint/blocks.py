@@ -16,6 +16,7 @@ from eggs_ptp.engine.event import Event
 from eggs_ptp.engine.orders import find_orders
 from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import sha256_of
+from eggs_ptp.errors import NumericsError
 from eggs_ptp.models.fold import Fold
 
 
@@ -117,6 +118,7 @@ class _Written:
 
     def _write(self, draft: Draft, entry: Entry, result: BlockResult) -> Path:
         tensors = {name: self.fold.apply(name, tensor) for name, tensor in result.tensors.items()}
+        _check_cast(tensors)
         part = draft.write_block(result.index, tensors)
         pruned = {f"{matrix['name']}.weight" for matrix in result.records}
         entry.tuned = sorted(result.tuned - pruned)
@@ -133,3 +135,18 @@ class _Written:
         self.record.matrices.extend(entry.matrices)
         self.record.untouched.update(entry.untouched)
         self.record.tuned.extend(entry.tuned)
+
+
+def _check_cast(tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that were finite in float32 and are not in the type that they are stored in.
+
+    Raises:
+        NumericsError: names the first.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise NumericsError(
+                f"{name}: an updated weight lies beyond {torch.finfo(tensor.dtype).max:g}, the largest that {kind} "
+                "holds; prune a bfloat16 or float32 copy of the model"
+            )

@@ -74,7 +74,11 @@ class Workplace:
             gone = self.path.with_name(f"{self.path.name}.{os.getpid()}")
             with suppress(OSError):
                 self.path.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            try:
+                shutil.rmtree(gone, ignore_errors=True)
+            except BaseException:  # interrupted: nothing else would clear it away before the next run
+                shutil.rmtree(gone, ignore_errors=True)
+                raise
         os.close(self._lock)
 
 

@@ -1,5 +1,6 @@
 """A model's folder: found locally or on the hub, and refused early when it cannot be pruned."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def find_folder(model: str, revision: str | None = None) -> Path:
             f"{model}: no such folder, and the hub does not give it ({type(error).__name__}: {reason}); "
             "pass a local folder, check the name, or check the network and HF_HUB_OFFLINE"
         ) from error
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache is a snapshot of; None for any other folder."""
+    place = folder.resolve()
+    return place.name if place.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", place.name) else None
 
 
 def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:

@@ -227,4 +227,5 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if not lines:
         return type(error).__name__
-    return f"{type(error).__name__}: {' '.join(lines[:2]) if lines[0].endswith(':') else lines[0]}"
+    own = "; --trust-remote-code lets it run" if "trust_remote_code" in str(error) else ""
+    return f"{type(error).__name__}: {' '.join(lines[:2]) if lines[0].endswith(':') else lines[0]}{own}"

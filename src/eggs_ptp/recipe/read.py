@@ -52,7 +52,7 @@ def read_recipe(
     for override in overrides:
         key, equals, value = override.partition("=")
         changed.append(key.strip())
-        if not equals or not all(changed[-1].split(".")):
+        if not equals or not all(changed[-1].split(".")) or not changed[-1].isprintable():
             raise RecipeError(f"--set {override!r}: expected KEY=VALUE, such as steps.score.alpha=0.7")
         _put(table, changed[-1], _toml_value(value.strip()), f"--set {changed[-1]}")
     try:
@@ -60,7 +60,7 @@ def read_recipe(
     except ValidationError as error:
         lines = _key_lines(text)
         found = [_located(problem, path, lines, changed) for problem in problems(error, Recipe)]
-        raise RecipeError("; ".join(found)) from None
+        raise RecipeError("; ".join(found).replace("\n", "\\n")) from None
 
 
 def read_table(path: Path) -> dict[str, Any]:
