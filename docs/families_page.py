@@ -233,7 +233,8 @@ def _reading(tables: dict[tuple[str, str], dict[str, Rows]]) -> str:
             verdict = ("better" if mean < 0 else "worse") if clear else "no different beyond seed noise"
             said[verdict].append(f"{name} {pattern} ({mean:+.3f})")
         text = "; ".join(f"{verdict}: {', '.join(places)}" for verdict, places in said.items() if places)
-        lines.append(f"- `{mine}` beside `{other}`, difference of the excess: {text}.\n")
+        if text:
+            lines.append(f"- `{mine}` beside `{other}`, difference of the excess: {text}.\n")
     best = {place: min(table, key=lambda method: _excess(table[method])) for place, table in tables.items()}
     won = [place for place, method in best.items() if method == "eggs+"]
     text = f"- `eggs+` has the least excess in {len(won)} of {len(best)} columns"
