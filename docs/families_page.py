@@ -1,11 +1,18 @@
-"""The page docs/families.md, from the table of families."""
+"""The page docs/families.md: the table of families, every shape walked through, and accuracy family by family."""
 
+import json
+import statistics
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+
+from accuracy_page import Rows, made_by, tables_of
 
 from eggs_ptp.models.family import Family
 from eggs_ptp.models.moe import LAYOUTS, moe_of
 from eggs_ptp.models.table import FAMILIES
 
+RESULTS = Path(__file__).parent / "results"
 _NAMES = {
     "llama": "Llama 2, 3, 3.1, 3.2",
     "mistral": "Mistral",
@@ -42,7 +49,7 @@ _NOTES = {
 }
 _HEAD = """# Model families
 
-<!-- Written by docs/make_pages.py from the table of families. -->
+<!-- Written by docs/make_pages.py from the table of families, results/family-table.json and results/families.json. -->
 
 A family says where a model type keeps its decoder blocks, what each linear of a block reads and writes, and how far an
 order of those channels reaches (`eggs_ptp/models`). Embeddings, norms, routers and the head are never pruned; biases
@@ -101,6 +108,52 @@ On tiny random models of every row, with two blocks, uneven head counts and rand
 
 For models without a family the same with BLOOM, GPT-J, GPT-BigCode and Cohere. No model of these shapes that was
 trained by others has been pruned here but Llama-shaped ones.
+
+## Every shape, by one command
+
+```
+{command}
+```
+
+The tests' models: two blocks, random weights. Each was pruned to 2:4 by `{method}`, verified against its source, loaded by
+plain transformers, packed, and loaded packed. *Linears pruned* counts the matrices in the checkpoint's blocks; routers
+of experts are none. *Apart*: the largest difference of a logit, packed against dense, over the largest logit, in
+float32. *Writes*: greedy tokens after a prompt, from the packed folder, and how they compare with the dense folder's.
+
+| model | type | family | linears pruned | folds | verified | apart | writes |
+|---|---|---|--:|---|---|--:|---|
+"""
+_MOE = """
+## A mixture of experts, from the command line
+
+`--keep` leaves the models of that table. So that there is one to try:
+
+```
+python benchmarks/family_table.py --only mixtral --keep build/families
+eggs plan build/families/mixtral/model --calibration README.md --nsamples 8 --seqlen 64
+eggs prune build/families/mixtral/model -o build/moe --calibration README.md --nsamples 8 --seqlen 64
+eggs verify build/moe --against build/families/mixtral/model
+eggs export build/moe --format packed -o build/moe-packed
+eggs generate build/moe-packed --prompt "The function returns" --tokens 12
+```
+
+`qwen2_moe`, `qwen3_moe` and `olmoe` go the same way. The text of random weights is noise; what it shows is that the
+packed folder loads and runs.
+
+## Accuracy, family by family
+
+Siblings of the built-in model, trained on its text with its tokenizer by `training/train_demo.py`, hidden size 64, five
+blocks, four heads. The table compares methods on a model, not models with each other: they were not trained equally
+long, and a model that has seen little text has little to lose. How large an excess is says nothing of a family.
+
+| sibling | parameters | steps | tokens seen | dense perplexity | made by |
+|---|--:|--:|--:|--:|---|
+"""
+_ACCURACY = """
+Calibrated on {nsamples} windows of {seqlen} tokens of the built-in calibration text, drawn anew for each of three seeds,
+the same for all methods; judged on the built-in evaluation text. Perplexity: mean and standard deviation (sd) over the
+seeds. Excess: ln(perplexity / dense), the mean. `ria_cp` is RIA with channel permutation, folded.
+
 """
 
 
@@ -108,7 +161,95 @@ def families() -> str:
     """The whole page."""
     one = SimpleNamespace(num_local_experts=1, num_experts=1)
     mixtures = [moe_of(SimpleNamespace(**vars(one), model_type=model_type)) for model_type in LAYOUTS]
-    return _HEAD + "".join(_row(family) for family in (*FAMILIES.values(), *mixtures)) + _TAIL
+    known = "".join(_row(family) for family in (*FAMILIES.values(), *mixtures))
+    walked = json.loads((RESULTS / "family-table.json").read_text(encoding="utf-8"))
+    tail = _TAIL.format(command=walked["command"], method=walked["method"])
+    return _HEAD + known + tail + "".join(map(_walked, walked["rows"])) + _MOE + _accuracy()
+
+
+def _walked(row: dict[str, Any]) -> str:
+    cells = [
+        row["name"],
+        f"`{row['model_type']}`",
+        "yes" if row["known"] else "no",
+        f"{row['pruned']} of {row['linears']}",
+        ", ".join(row["folds"]) or "nothing",
+        "; ".join(row["failures"]) or f"{row['checks']} checks",
+        f"{row['apart']:.0e}",
+        f"{row['new_tokens']}, {'the same' if row['same_tokens'] else 'others'}",
+    ]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _accuracy() -> str:
+    """The siblings, what each method costs them, and what can be read off it."""
+    record = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))
+    tables = tables_of(record)
+    siblings = "".join(_sibling(name, facts) for name, facts in record["models"].items())
+    seqlen = next(iter(record["models"].values()))["seqlen"]
+    parts = [siblings + _ACCURACY.format(nsamples=record["protocol"]["nsamples"], seqlen=seqlen)]
+    patterns = list(dict.fromkeys(pattern for _, pattern in tables))
+    parts.append(f"| sibling | method | {' | '.join(f'{p} perplexity | sd | excess' for p in patterns)} |\n")
+    parts.append(f"|---|---|{'--:|' * 3 * len(patterns)}\n")
+    for name in record["models"]:
+        methods = dict.fromkeys(method for pattern in patterns for method in tables.get((name, pattern), {}))
+        for method in methods:
+            found = [cell for pattern in patterns for cell in _cells(tables[name, pattern].get(method, []))]
+            parts.append(f"| {name} | {method} | {' | '.join(found)} |\n")
+    return "".join(parts) + "\n" + _reading(tables) + "\n### How it was made\n\n" + made_by(record)
+
+
+def _sibling(name: str, facts: dict[str, Any]) -> str:
+    told = facts["training"]
+    shape = told["shape"]
+    size = f"--hidden {shape['hidden_size']} --intermediate {shape['intermediate_size']}"
+    size += f" --layers {shape['num_hidden_layers']} --heads {shape['num_attention_heads']}"
+    made = f"`python training/train_demo.py --family {told['family']} {size} --steps {told['steps']} --out build/siblings/{name}`"
+    seen = f"{told['steps'] * told['batch_tokens']:,}"
+    return f"| {name} | {told['parameters']:,} | {told['steps']:,} | {seen} | {facts['dense']:.2f} | {made} |\n"
+
+
+def _cells(rows: Rows) -> list[str]:
+    if not rows:
+        return ["", "", ""]
+    found = [row["perplexity"] for row in rows]
+    spread = f"{statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    return [f"{statistics.mean(found):.2f}", spread, f"{statistics.mean(row['excess'] for row in rows):.3f}"]
+
+
+def _reading(tables: dict[tuple[str, str], dict[str, Rows]]) -> str:
+    """Each method beside the ones before it, seed by seed."""
+    pairs = (("ria_cp", "magnitude"), ("eggs", "ria_cp"), ("eggs+", "eggs"))
+    lines = []
+    for mine, other in pairs:
+        said: dict[str, list[str]] = {"better": [], "worse": [], "no different beyond seed noise": []}
+        for (name, pattern), table in tables.items():
+            if mine not in table or other not in table:
+                continue
+            by_seed = {row["seed"]: row["excess"] for row in table[other]}
+            apart = [row["excess"] - by_seed[row["seed"]] for row in table[mine] if row["seed"] in by_seed]
+            mean = statistics.mean(apart)
+            clear = len(apart) > 1 and abs(mean) > 2 * statistics.stdev(apart)
+            verdict = ("better" if mean < 0 else "worse") if clear else "no different beyond seed noise"
+            said[verdict].append(f"{name} {pattern} ({mean:+.3f})")
+        text = "; ".join(f"{verdict}: {', '.join(places)}" for verdict, places in said.items() if places)
+        if text:
+            lines.append(f"- `{mine}` beside `{other}`, difference of the excess: {text}.\n")
+    best = {place: min(table, key=lambda method: _excess(table[method])) for place, table in tables.items()}
+    won = [place for place, method in best.items() if method == "eggs+"]
+    text = f"- `eggs+` has the least excess in {len(won)} of {len(best)} columns"
+    lost = [
+        f"{name} {pattern}, where `{best[name, pattern]}` has" for name, pattern in best if (name, pattern) not in won
+    ]
+    lines.append(f"{text}; not on {', '.join(lost)}.\n" if lost else f"{text}.\n")
+    return (
+        "A difference is called clear where its mean over the seeds is more than twice its standard deviation.\n\n"
+        + "".join(lines)
+    )
+
+
+def _excess(rows: Rows) -> float:
+    return statistics.mean(row["excess"] for row in rows)
 
 
 def _row(family: Family) -> str:

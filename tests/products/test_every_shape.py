@@ -17,6 +17,7 @@ from eggs_ptp.engine.shards import Shards
 from eggs_ptp.errors import CheckpointError, ModelError
 from eggs_ptp.models.fold import Fold
 from eggs_ptp.models.load import load_family, load_skeleton
+from eggs_ptp.models.moe import LAYOUTS
 from eggs_ptp.recipe.recipe import CalibrationSpec, Recipe
 from eggs_ptp.sparse.convert import pack, unpack
 from eggs_ptp.sparse.linear import NMLinear, is_transposed
@@ -219,10 +220,20 @@ def test_a_layer_of_experts_is_packed_whole_or_not_at_all(tiny, tmp_path):
 
 
 def fused(source, output):
-    """The same model as transformers stores it where it is not asked for the names of the original."""
+    """The same model by the names and shapes that transformers 5 has for it in memory."""
     shutil.copytree(source, output)
-    AutoModelForCausalLM.from_pretrained(source).save_pretrained(output, save_original_format=False)
-    assert load_file(output / "model.safetensors")["model.layers.1.mlp.experts.gate_up_proj"].ndim == 3
+    layout = LAYOUTS[json.loads((source / "config.json").read_text())["model_type"]]
+    tensors = load_file(source / "model.safetensors")
+    for layer in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
+
+        def each(part, layer=layer):
+            names = (f"{layer}.experts.{number}.{part}.weight" for number in range(len(tensors)))
+            return torch.stack([tensors.pop(name) for name in names if name in tensors])
+
+        tensors[f"{layer}.experts.gate_up_proj"] = torch.cat([each(layout.gate), each(layout.up)], dim=1)
+        tensors[f"{layer}.experts.down_proj"] = each(layout.down)
+    renamed = {name.replace(f".{layout.layer}.", ".mlp."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, output / "model.safetensors", {"format": "pt"})
     return output
 
 
@@ -234,6 +245,7 @@ def test_experts_that_are_stored_fused_are_pruned_as_those_of_their_own_are(tiny
     pruned(tiny(name), second, text_file, method="eggs")
     assert api.verify(first, str(source)).failures == []
     assert api.verify(first, str(tiny(name))).failures == []
+    assert load_file(source / "model.safetensors").keys() != load_file(tiny(name) / "model.safetensors").keys()
     one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[tensor], other[tensor]) for tensor in one)

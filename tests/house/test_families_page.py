@@ -1,0 +1,38 @@
+"""docs/families.md says of the siblings what their record has, and where `eggs+` does not win."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import families_page
+
+    return families_page
+
+
+def rows(*excess):
+    return [{"seed": seed, "excess": value, "perplexity": 10 + value} for seed, value in enumerate(excess)]
+
+
+def test_what_wins_is_read_off_the_rows(page):
+    table = {"magnitude": rows(0.9, 0.9, 0.9), "ria_cp": rows(0.5, 0.6, 0.55), "eggs": rows(0.52, 0.58, 0.55)}
+    tables = {
+        ("opt", "2:4"): {**table, "eggs+": rows(0.1, 0.1, 0.12)},
+        ("opt", "4:8"): {**table, "eggs+": rows(0.7, 0.7, 0.7)},
+    }
+    text = page._reading(tables)
+    assert "`ria_cp` beside `magnitude`, difference of the excess: better: opt 2:4 (-0.350), opt 4:8 (-0.350)." in text
+    assert "`eggs` beside `ria_cp`, difference of the excess: no different beyond seed noise: opt 2:4 (+0.000)" in text
+    assert "better: opt 2:4 (-0.443); worse: opt 4:8 (+0.150)." in text
+    assert "`eggs+` has the least excess in 1 of 2 columns; not on opt 4:8, where `ria_cp` has." in text
+
+
+def test_missing_rows_are_left_empty_and_not_judged(page):
+    assert page._cells([]) == ["", "", ""]
+    assert page._cells(rows(0.5)) == ["10.50", "", "0.500"]
+    assert "`eggs` beside `ria_cp`" not in page._reading({("opt", "2:4"): {"eggs+": rows(0.1)}})
