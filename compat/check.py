@@ -38,34 +38,31 @@ def main() -> int:
     parser.add_argument("ends", nargs="*", metavar="END", help=f"of {', '.join(ENDS)}; default: all")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="default: what stands on the dependencies")
     parser.add_argument("--workers", default="0", help="of pytest-xdist; default: none")
+    parser.add_argument(
+        "--environments", type=Path, help="folder where they are kept for another run; default: none is"
+    )
     parser.add_argument("--record", type=Path, help="JSON; other ends that it has are kept")
     given = parser.parse_args()
     if unknown := [end for end in given.ends if end not in ENDS]:
         parser.error(f"no such end: {', '.join(unknown)}")
     results = []
     for end in given.ends or ENDS:
-        results.append(checked(end, given.tests, given.workers))
+        results.append(checked(end, given.tests, given.workers, given.environments))
         if given.record:
             record(given.record, results[-1])
     print(table(results))
     return 1 if any("error" in result or result["failed"] for result in results) else 0
 
 
-def checked(end: str, tests: list[str], workers: str) -> dict[str, Any]:
+def checked(end: str, tests: list[str], workers: str, kept: Path | None) -> dict[str, Any]:
     """What the tests come to at one end, or why there is no such environment."""
     command = f"compat/check.py {end}" + (f" --tests {' '.join(tests)}" if tests is not TESTS else "")
     result: dict[str, Any] = {"end": end, "command": command}
-    with tempfile.TemporaryDirectory(prefix="eggs-compat-") as place:
-        python, counted = Path(place, "bin", "python"), Path(place, "counted.json")
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        pins = Path(place, "pins.txt")
-        pins.write_text("\n".join(constraints(*ENDS[end])), encoding="utf-8")
-        package = f"{ROOT}[{','.join(EXTRAS)}]"
-        install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "-e", package, *TOOLS, "-c", pins]
-        done = subprocess.run(install, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            return result | {"error": "\n".join(errors)}
+    with tempfile.TemporaryDirectory(prefix="eggs-compat-") as scratch:
+        place = (kept or Path(scratch)).resolve() / end
+        if errors := install(place, end):
+            return result | {"error": errors}
+        python, counted = place / "bin" / "python", Path(scratch, "counted.json")
         versions = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, check=True)
         found = {canonical(each["name"]): each["version"] for each in json.loads(versions.stdout)}
         result["python"] = ".".join(map(str, sys.version_info[:3]))
@@ -75,9 +72,27 @@ def checked(end: str, tests: list[str], workers: str) -> dict[str, Any]:
         # Without PYTHONPATH of the caller, which could have another checkout's sources.
         environment = os.environ | {"EGGS_COUNTED": str(counted), "PYTHONPATH": str(ROOT / "compat")}
         code = subprocess.run([*pytest, *tests], cwd=ROOT, env=environment, check=False).returncode
-        if not counted.is_file():
-            return result | {"error": f"pytest exited with {code} before it counted anything"}
+        if code not in (0, 1) or not counted.is_file():  # 2: interrupted, so counted in part
+            return result | {"error": f"pytest exited with {code}"}
         return result | json.loads(counted.read_text(encoding="utf-8"))
+
+
+def install(place: Path, end: str) -> str:
+    """The environment of an end, unless it is there; what pip says if there can be none."""
+    pins = place / "pins.txt"
+    wanted = "\n".join(constraints(*ENDS[end]))
+    if pins.is_file() and pins.read_text(encoding="utf-8") == wanted:
+        return ""
+    subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+    draft = place / "wanted.txt"
+    draft.write_text(wanted, encoding="utf-8")
+    package = f"{ROOT}[{','.join(EXTRAS)}]"
+    pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
+    done = subprocess.run([*pip, "-e", package, *TOOLS, "-c", draft], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
+    draft.rename(pins)  # only what is complete is used again
+    return ""
 
 
 def constraints(oldest: bool, pinned_torch: bool) -> list[str]:

@@ -163,9 +163,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # as above
         raise ModelError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from error
+    # transformers 5.4.0 makes one up where there is none: it has special tokens and no other.
+    if found.vocab_size <= len(found.all_special_ids):
+        raise ModelError(f"{folder}: no tokenizer that transformers can load (it has no tokens but special ones)")
+    return found
 
 
 def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = False) -> Any:
