@@ -1,9 +1,8 @@
 """Seconds by stage of one process with two threads, and of 1, 2 and 4 processes of torchrun with one thread each.
 
 The same random Llama-shaped checkpoint and windows for all, rounds interleaved (A B C D A B C D ...), every run a
-process group of its own. The record holds each run, medians, the SHA-256 of the weights that each wrote (those with one
-thread a process must be the same), and what docs/scaling.md's model says of the same shape: bytes that the ranks
-exchange, and operations of the passes and of the solving.
+process group of its own. The record holds each run, medians, and the SHA-256 of the weights that each wrote (those with
+one thread a process must be the same); docs/scaling.md is made of it.
 
     python benchmarks/scaling.py [--rounds 2] [--methods eggs,eggs+] [--record docs/results/scaling.json]
 """
@@ -59,28 +58,6 @@ def run(folder: Path, method: str, processes: int, threads: int) -> dict[str, An
     return {"seconds": record["seconds"], "stages": record["stages"], "weights": weights}
 
 
-def model(method: str) -> dict[str, float]:
-    """What docs/scaling.md says of one block: operations (a multiply-add counts two) and bytes."""
-    tokens, solves = WINDOWS * SEQLEN, method == "eggs+"
-    weights = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE
-    widths = [HIDDEN, HIDDEN, HIDDEN, INTERMEDIATE]  # of what q k v, o, gate up and down read
-    dense = [HIDDEN, HIDDEN, HIDDEN, HIDDEN]  # of what each is compared with
-    sums = sum(8 * width for width in widths)
-    if solves:
-        sums += sum(2 * width * (width + 256) for width in widths)  # the lower half, in strips of 256 rows
-        sums += sum(4 * wide * width for wide, width in zip(dense, widths, strict=True))
-    rows = [3 * HIDDEN, HIDDEN, 2 * INTERMEDIATE, HIDDEN]
-    solving = sum(2 * row * width**2 for row, width in zip(rows, widths, strict=True))
-    return {
-        "pass_operations": 2.0 * tokens * weights,
-        "gram_operations": float(tokens * sum(width * (width + 256) for width in widths)) if solves else 0.0,
-        "operations_of_one_product_with_every_gram": float(solving) if solves else 0.0,
-        "sum_bytes": float(sums),
-        "weight_bytes": 2.0 * weights,
-        "hidden_bytes": 4.0 * tokens * HIDDEN,
-    }
-
-
 def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     base = [one["seconds"] for one in runs["1 x 2 threads"]]
@@ -119,7 +96,6 @@ def main() -> None:
     shape = dict(zip(("hidden", "layers", "intermediate", "windows", "seqlen"), SHAPE, strict=True))
     whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": given.rounds, "shape": shape}
     whole |= {"cpus": os.cpu_count(), "methods": {m: summarise(seen) for m, seen in runs.items()}}
-    whole["model"] = {method: model(method) for method in methods}
     for method, found in whole["methods"].items():
         print(f"\n{method:14} seconds  x two threads  stages")
         for setting, row in found.items():

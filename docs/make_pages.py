@@ -15,6 +15,7 @@ from connectivity_page import connectivity
 from families_page import families
 from quantised_page import quantised
 from reproduction_page import reproduction
+from scaling_page import scaling
 
 from eggs_ptp.cli.program import app
 from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS
@@ -100,6 +101,7 @@ def pages() -> dict[Path, str]:
         DOCS / "b-sweep.md": b_sweep(),
         DOCS / "quantised.md": quantised(),
         DOCS / "families.md": families(),
+        DOCS / "scaling.md": scaling(),
         DOCS / "findings" / "bounds.md": bounds(),
         DOCS / "reproduction.md": reproduction(),
         DOCS / "findings" / "connectivity.md": connectivity(),
