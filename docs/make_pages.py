@@ -16,6 +16,7 @@ from connectivity_page import connectivity
 from families_page import families
 from quantised_page import quantised
 from reproduction_page import reproduction
+from scaling_page import scaling
 from trust_page import trust
 
 from eggs_ptp.cli.program import app
@@ -103,6 +104,7 @@ def pages() -> dict[Path, str]:
         DOCS / "compatibility.md": compatibility(),
         DOCS / "quantised.md": quantised(),
         DOCS / "families.md": families(),
+        DOCS / "scaling.md": scaling(),
         DOCS / "findings" / "bounds.md": bounds(),
         DOCS / "trust.md": trust(),
         DOCS / "reproduction.md": reproduction(),

@@ -16,7 +16,6 @@ PUBLISHED = (
     "src",
     "docs",
     "benchmarks",
-    "fuzz",
     "training",
     ".ci",
     "README.md",

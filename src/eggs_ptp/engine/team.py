@@ -130,8 +130,8 @@ class Team(Ranks):
 
     def collected(self, windows: Tensor) -> Tensor | None:
         """As `rows`, put together."""
-        found = list(self.rows(windows))
-        return torch.cat(found).to(windows.device) if self.leads else None
+        found = [window.to(windows.device) for window in self.rows(windows)]
+        return torch.cat(found) if self.leads else None
 
     def rows(self, windows: Tensor) -> Iterable[Tensor]:
         """Window by window, so that rank 0 never holds more than its own; it has to take what is sent."""
