@@ -14,6 +14,7 @@ from bounds_page import bounds
 from compatibility_page import compatibility
 from connectivity_page import connectivity
 from families_page import families
+from large_page import large
 from quantised_page import quantised
 from reproduction_page import reproduction
 from scaling_page import scaling
@@ -104,6 +105,7 @@ def pages() -> dict[Path, str]:
         DOCS / "compatibility.md": compatibility(),
         DOCS / "quantised.md": quantised(),
         DOCS / "families.md": families(),
+        DOCS / "large.md": large(),
         DOCS / "scaling.md": scaling(),
         DOCS / "findings" / "bounds.md": bounds(),
         DOCS / "trust.md": trust(),

@@ -15,6 +15,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|mnt|tmp|work)/\w")
 PUBLISHED = (
     "src",
     "docs",
+    "compat",
+    "fuzz",
     "benchmarks",
     "training",
     ".ci",

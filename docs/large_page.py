@@ -1,0 +1,61 @@
+"""The page docs/large.md, from the records of `benchmarks/large.py`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MIB = 1 << 20
+_HEAD = """# Models larger than memory
+
+<!-- Written by docs/make_pages.py from docs/results/large*.json. -->
+
+`eggs prune` never holds a model. Blocks are read from the checkpoint one at a time and written to the output one at a
+time; embeddings and head pass through some rows at a time. What grows with the calibration text are the hidden states
+of all windows: one stream, or with methods that compare with the dense model (`eggs+`, `eggs-max`) two, what the dense
+model has at each activation of a block, and what reaches attention's and the MLP's last projection.
+
+`--memory SIZE` (`8GiB`, `800MB`) says what the process may take, libraries and all:
+
+- The plan adds up what one block, its statistics, the matrices in hand and one batch take, and refuses a budget that is
+  smaller, saying how much is needed. If only the batch is too large, batches are made smaller.
+- Activations get what is left. Beyond it they are files without a name on the disk of the output, mapped and so read
+  and written as memory is: their pages are the system's to drop, and they go with the process, however it ends. The disk
+  space is taken beforehand; a full disk ends the run with one line.
+- While the run lasts the system refuses the process more (Linux: `RLIMIT_DATA`). Should that be reached all the same,
+  the run ends with one line, and finished blocks are kept for the same command with a larger budget.
+
+Where a tensor stands changes no bit of the result; smaller batches change roundings. Recomputing activations instead,
+through the finished blocks, would cost time with the square of the depth, and save disk space that the output needs
+anyway: it is not offered. Several GPUs are used by one process each ([scaling](scaling.md)), not by spreading layers.
+
+`eggs plan --memory SIZE` says what would be in memory without reading a weight.
+"""
+
+
+def large() -> str:
+    """The page."""
+    parts = [_HEAD, "## Measured", ""]
+    for path in sorted(RESULTS.glob("large*.json")):
+        parts += _record(json.loads(path.read_text(encoding="utf-8")))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _record(record: dict[str, Any]) -> list[str]:
+    rows = record["rows"]
+    lines = [
+        "| layers | | seconds | against `blocks x2` | processor seconds | peak memory over imports |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (
+            str(row["layers"]),
+            f"`{row['row']}`",
+            f"{row['seconds']:.0f}",
+            f"{row['ratio_to_blocks']:.2f}x",
+            f"{row['cpu_seconds']:.0f}",
+            f"{row['memory'] / MIB:,.0f} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    note = record.get("note")
+    return [f"`{record['command']}`" + (f" ({note})" if note else ""), "", *lines, ""]
