@@ -242,8 +242,9 @@ def table(rows: list[Row]) -> list[dict[str, Any]]:
 
 def run(counts: dict[str, int], room: Path, seed: int, tell: Callable[[Row], None] = lambda _: None) -> list[Row]:
     """So many faults of each verb that hit a run, shared out over the kinds that it knows and this machine permits."""
-    bench, draw, rows = Bench(room), random.Random(seed), []  # noqa: S311
+    bench, rows = Bench(room), []
     for verb, count in counts.items():
+        draw = random.Random(f"{seed} {verb}")  # noqa: S311
         kinds = [name for name, make in KINDS.items() if verb in make.verbs and make.possible()]
         for number in range(count):
             tries = (bench.inject(verb, kinds[number % len(kinds)], draw) for _ in range(MISSES))
