@@ -88,7 +88,11 @@ class Bench:
     def start(self, words: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
         """A process that runs a command; its stderr goes to a file."""
         sys.stdout.flush()
+        ready, begins = os.pipe()
         if process := os.fork():
+            os.close(begins)
+            os.read(ready, 1)
+            os.close(ready)
             return process
         code = 70
         try:
@@ -98,6 +102,7 @@ class Bench:
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # whatever they were before
             signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground
             prepare()
+            os.write(begins, b"!")
             code = main(words)
         except BaseException as error:
             os.write(2, f"Traceback: {error!r}".encode())

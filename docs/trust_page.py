@@ -83,7 +83,9 @@ def _fuzz(record: dict[str, Any]) -> str:
         cells = [f"{run['seconds']:.0f}", run["executions"], run["edges covered"], run["features covered"]]
         lines.append(f"| {number} | {_cells([*cells, run['inputs at the end'], len(crashes)])} |")
     found = record["versions"]
-    text = f"Made by `{record['command']}`, one process, one thread (atheris {found['atheris']}, torch {found['torch']}). "
+    text = (
+        f"Made by `{record['command']}`, one process, one thread (atheris {found['atheris']}, torch {found['torch']}). "
+    )
     text += " ".join(record["remarks"])
     corpus = f"The corpus, merged: {record['corpus']['inputs']} inputs, {record['corpus']['bytes']} bytes."
     return "\n".join(lines) + f"\n\n{text}\n\n{corpus} `tests/fuzz` replays it.\n"

@@ -12,7 +12,19 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 SOFT, HARD, LONGEST_FUNCTION = 300, 500, 60
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|mnt|tmp|work)/\w")
-PUBLISHED = ("src", "docs", "benchmarks", "fuzz", "training", ".ci", "README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
+PUBLISHED = (
+    "src",
+    "docs",
+    "benchmarks",
+    "fuzz",
+    "training",
+    ".ci",
+    "README.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+)
 
 
 def lines(path: Path) -> int:
