@@ -80,6 +80,8 @@ def test_a_weight_beyond_its_type_is_named(tiny, text_file, tmp_path, monkeypatc
     ("change", "reason"),
     [
         ({"density": float("nan")}, r"matrices\[0\]: density cannot be nan"),
+        ({"density": 1e308}, r"matrices\[0\]: density cannot be 1e\+308"),
+        ({"density": -1}, r"matrices\[0\]: density cannot be -1"),
         ({"density": "half"}, r"matrices\[0\]: density cannot be str"),
         ({"name": 3}, r"matrices\[0\]: name cannot be int"),
         ({"permuted": None}, r"matrices\[0\]: permuted cannot be NoneType"),
