@@ -113,3 +113,34 @@ def test_orders_and_heads_that_do_not_fit_are_refused():
     for heads in ({"num_attention_heads": 3, "num_key_value_heads": 2}, {"head_dim": -1}, {"num_key_value_heads": -1}):
         with pytest.raises(ModelError, match="no attention can have"):
             Heads.of(SimpleNamespace(**{"hidden_size": 12, **heads}))
+
+
+def test_a_previous_output_that_cannot_be_moved_back_is_not_cleared_away(tmp_path, monkeypatch):
+    """Without an exchange in one step there are two renames; then nothing can be renamed any more."""
+    import eggs_ptp.checkpoint.draft as drafts
+
+    output, real, count = tmp_path / "out", Path.rename, []
+    output.mkdir()
+    (output / "config.json").write_text("previous")
+    monkeypatch.setattr(drafts, "exchange", lambda *_: False)
+
+    def rename(self, target):
+        count.append(target)
+        if len(count) in (2, 3):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(self, target)
+
+    def replace_it():
+        with Draft(output, overwrite=True) as draft:
+            (draft.folder / "config.json").write_text("new")
+            monkeypatch.setattr(Path, "rename", rename)
+            draft.publish()
+
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        replace_it()
+    assert not output.exists()
+    monkeypatch.undo()
+    with pytest.raises(KeyError), Draft(output, overwrite=True):
+        raise KeyError("whatever the next run does")
+    assert (output / "config.json").read_text() == "previous"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -64,11 +64,11 @@ class Draft:
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            self._place.enter()
             try:
+                self._place.enter()
                 self._prepare()
             except BaseException:
-                self._place.leave(keep=True)
+                self._place.leave(keep=Journal.begun(self._place.path) or self._holds_previous)
                 raise
         except OSError as error:
             raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
@@ -83,7 +83,7 @@ class Draft:
             error.add_note(
                 f"{self.journal.blocks} finished blocks are kept in {path}; the same command goes on from there"
             )
-        self._place.leave(keep=keep)
+        self._place.leave(keep=keep or self._holds_previous)
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
@@ -92,7 +92,7 @@ class Draft:
 
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
-        if self._previous.exists() and not self.output.exists():
+        if self._holds_previous:
             self._previous.rename(self.output)  # a process was killed between two renames
         if not Journal.begun(self._place.path):
             self._place.clear()
@@ -236,6 +236,11 @@ class Draft:
             if self._previous.exists():
                 self._previous.rename(self.output)
             raise
+
+    @property
+    def _holds_previous(self) -> bool:
+        """Whether the previous output is here alone: it could not be moved back."""
+        return self._previous.exists() and not self.output.exists()
 
     @property
     def _previous(self) -> Path:
