@@ -144,3 +144,18 @@ def test_a_previous_output_that_cannot_be_moved_back_is_not_cleared_away(tmp_pat
         raise KeyError("whatever the next run does")
     assert (output / "config.json").read_text() == "previous"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_renamed_tensor_is_not_exported(tiny, tmp_path):
+    """As one damaged byte of a header makes it."""
+    from eggs_ptp import api
+    from eggs_ptp.checkpoint.packed import export
+
+    api.prune(str(tiny()), tmp_path / "out", method="magnitude")
+    path = tmp_path / "out" / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"model.norm.weight"', b'"model.norm.weighs"'))
+    with pytest.raises(
+        CheckpointError, match=r"model\.norm\.weigh[st] is in eggs\.json or in the files, but not in both"
+    ):
+        export(tmp_path / "out", tmp_path / "packed", "packed")
+    assert not (tmp_path / "packed").exists()

@@ -79,16 +79,19 @@ class Draft:
     ) -> None:
         ours, path = self.journal is not None, self._place.path
         keep = not self._published and Journal.begun(path) and not (ours and isinstance(error, _REPEATED))
-        if keep and self.journal and error:
-            error.add_note(
+        raised = error
+        if isinstance(error, OSError):
+            raised = CheckpointError(f"{error.filename or self.output}: {error.strerror}")
+        if keep and self.journal and raised:
+            raised.add_note(
                 f"{self.journal.blocks} finished blocks are kept in {path}; the same command goes on from there"
             )
         self._place.leave(keep=keep or self._holds_previous)
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{error.filename or self.output}: {error.strerror}") from error
+        if raised is not error and raised:
+            raise raised from error
 
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
