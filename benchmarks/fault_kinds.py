@@ -69,7 +69,7 @@ def _signal(number: signal.Signals) -> Callable[..., Fault]:
 
 
 def _size_limit(scene: Scene) -> Fault:
-    limit = int(10 ** scene.draw.uniform(2, 4.9))
+    limit = int(10 ** scene.draw.uniform(3, 4.9))
 
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

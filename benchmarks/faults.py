@@ -88,7 +88,11 @@ class Bench:
     def start(self, words: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
         """A process that runs a command; its stderr goes to a file."""
         sys.stdout.flush()
+        ready, begins = os.pipe()
         if process := os.fork():
+            os.close(begins)
+            os.read(ready, 1)
+            os.close(ready)
             return process
         code = 70
         try:
@@ -98,6 +102,7 @@ class Bench:
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # whatever they were before
             signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground
             prepare()
+            os.write(begins, b"!")
             code = main(words)
         except BaseException as error:
             os.write(2, f"Traceback: {error!r}".encode())
@@ -242,8 +247,9 @@ def table(rows: list[Row]) -> list[dict[str, Any]]:
 
 def run(counts: dict[str, int], room: Path, seed: int, tell: Callable[[Row], None] = lambda _: None) -> list[Row]:
     """So many faults of each verb that hit a run, shared out over the kinds that it knows and this machine permits."""
-    bench, draw, rows = Bench(room), random.Random(seed), []  # noqa: S311
+    bench, rows = Bench(room), []
     for verb, count in counts.items():
+        draw = random.Random(f"{seed} {verb}")  # noqa: S311
         kinds = [name for name, make in KINDS.items() if verb in make.verbs and make.possible()]
         for number in range(count):
             tries = (bench.inject(verb, kinds[number % len(kinds)], draw) for _ in range(MISSES))

@@ -26,7 +26,7 @@ _KINDS = """
 | kind | what is done |
 |---|---|
 | kill, interrupt, terminate | SIGKILL, SIGINT, SIGTERM at a random moment |
-| file size limit | RLIMIT_FSIZE, 100 bytes to 80 KB: writes fail with EFBIG |
+| file size limit | RLIMIT_FSIZE, 1 to 80 KB: writes fail with EFBIG |
 | disk full | a tmpfs with 4 to 440 KiB free: writes fail with ENOSPC |
 | disk full in the journal | a tmpfs filled up but for 0 to 48 KiB when entry 0, 1, 2 or 3 is written |
 | permission lost | the output's folder and all below it become read-only at a random moment; the process has no capabilities, so that root is refused too |

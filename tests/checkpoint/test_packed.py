@@ -275,7 +275,8 @@ def future(folder):
 
 
 def another_pattern(folder):
-    change_packed(folder, matrices={DOWN: "2:4"})
+    matrices = json.loads((folder / "config.json").read_text())["quantization_config"]["matrices"]
+    change_packed(folder, matrices={**matrices, DOWN: "2:4"})
 
 
 def bad_scales(folder):

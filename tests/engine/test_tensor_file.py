@@ -144,3 +144,15 @@ def test_a_mask_that_cannot_be_one_is_not_read(tmp_path, monkeypatch):
         CheckpointError, match=r"a has bool of shape \(1000, 1000\), expected 0 and 1 of shape \(4, 8\)"
     ):
         MaskFile(tmp_path / "masks.npz").read("a", 4, 8)
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path):
+    """One byte of a header makes F32 to I32, of the same size."""
+    from eggs_ptp.engine.shards import Shards
+
+    save_file({"a.weight": torch.ones(2), "ids": torch.ones(2).int()}, tmp_path / "model.safetensors")
+    Shards(tmp_path).check_floats()
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content.replace(b'"F32"', b'"I32"'))
+    with pytest.raises(ModelError, match=r"a\.weight has type torch\.int32, expected floating-point"):
+        Shards(tmp_path).check_floats()

@@ -127,6 +127,8 @@ def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise CalibrationError(
                     f"{path}, line {number}, column {error.colno}: not JSON: {error.msg}; expected one object a line"
                 ) from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+                raise CalibrationError(f"{path}, line {number}: cannot be read as JSON: {error}") from None
 
 
 def _list_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -134,6 +136,8 @@ def _list_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise CalibrationError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # as above
+        raise CalibrationError(f"{path}: cannot be read as JSON: {error}") from None
     return ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
 
 

@@ -212,7 +212,7 @@ def _given(path: Path) -> Windows:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise CalibrationError(f"there is no file {path}; check the name") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise CalibrationError(f"{path} cannot be read as a NumPy array of token ids: {error}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not array.shape[0] or array.shape[1] < 2:
         shape = getattr(array, "shape", "several arrays")

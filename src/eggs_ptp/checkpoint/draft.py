@@ -64,11 +64,11 @@ class Draft:
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            self._place.enter()
             try:
+                self._place.enter()
                 self._prepare()
             except BaseException:
-                self._place.leave(keep=True)
+                self._place.leave(keep=Journal.begun(self._place.path) or self._holds_previous)
                 raise
         except OSError as error:
             raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
@@ -79,20 +79,23 @@ class Draft:
     ) -> None:
         ours, path = self.journal is not None, self._place.path
         keep = not self._published and Journal.begun(path) and not (ours and isinstance(error, _REPEATED))
-        if keep and self.journal and error:
-            error.add_note(
+        raised = error
+        if isinstance(error, OSError):
+            raised = CheckpointError(f"{error.filename or self.output}: {error.strerror}")
+        if keep and self.journal and raised:
+            raised.add_note(
                 f"{self.journal.blocks} finished blocks are kept in {path}; the same command goes on from there"
             )
-        self._place.leave(keep=keep)
+        self._place.leave(keep=keep or self._holds_previous)
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{error.filename or self.output}: {error.strerror}") from error
+        if raised is not error and raised:
+            raise raised from error
 
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
-        if self._previous.exists() and not self.output.exists():
+        if self._holds_previous:
             self._previous.rename(self.output)  # a process was killed between two renames
         if not Journal.begun(self._place.path):
             self._place.clear()
@@ -240,6 +243,11 @@ class Draft:
             if self._previous.exists():
                 self._previous.rename(self.output)
             raise
+
+    @property
+    def _holds_previous(self) -> bool:
+        """Whether the previous output is here alone: it could not be moved back."""
+        return self._previous.exists() and not self.output.exists()
 
     @property
     def _previous(self) -> Path:

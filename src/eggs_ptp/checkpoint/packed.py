@@ -114,6 +114,7 @@ def _copy_records(
 
 def _write_dense(folder: Path, draft: Draft) -> None:
     shards = Unpacked(folder)
+    _check_names(folder, shards)
     specs = {name: Spec(shards.dtype(name), shards.shape(name)) for name in shards.names}
     with Stream(draft.folder, specs) as stream:
         for name in specs:
@@ -125,6 +126,7 @@ def _write_packed(
 ) -> tuple[Contents, dict[str, int]]:
     """Write tensors; returns what config.json says of them, and how many non-zeros each rounded matrix now has."""
     shards, rounded = open_dense(folder), {}
+    _check_names(folder, shards)
     matrices = {f"{name}.weight": found for name, found in _matrices(folder, shards, pattern).items()}
     specs = dict(_packed_specs(shards, matrices, values))
     with Stream(draft.folder, specs) as stream:
@@ -190,6 +192,18 @@ def _matrices(folder: Path, shards: Shards, pattern: AnyPattern | None) -> dict[
         found[name] = _Matrix(structured(asked, f"{folder}: {name}"), order, matrix.get("transposed", False))
     _whole_layers(folder, shards, found)
     return found
+
+
+def _check_names(folder: Path, shards: Shards) -> None:
+    """Refuse tensors that are no weights, or others than the record has: a header may be damaged."""
+    shards.check_floats()
+    if not (folder / MANIFEST).exists():
+        return
+    record = read_manifest(folder)
+    if "untouched" in record:
+        pruned = {f"{matrix['name']}.weight" for matrix in record["matrices"]}
+        if odd := sorted({*record["untouched"], *record.get("tuned", ()), *pruned} ^ set(shards.names)):
+            raise CheckpointError(f"{folder}: {odd[0]} is in {MANIFEST} or in the files, but not in both")
 
 
 def _is(tensor: str, linear: Linear) -> bool:

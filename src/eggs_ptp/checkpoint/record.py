@@ -1,6 +1,5 @@
 """RunRecord: what one pruning run did, as it is kept in `eggs.json`."""
 
-import math
 import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +102,8 @@ def fault_of(record: object) -> str | None:
     for number, matrix in enumerate(record["matrices"]):
         if fault := _fault(matrix, _MATRIX, _MATRIX_OPTIONAL):
             return f"matrices[{number}]: {fault}"
+        if not 0 <= (matrix["density"] or 0) <= 1:
+            return f"matrices[{number}]: density cannot be {matrix['density']}"
     return None
 
 
@@ -114,6 +115,4 @@ def _fault(found: object, needed: dict[str, Any], optional: dict[str, Any]) -> s
             return f"the key {key} is missing"
         if key in found and not isinstance(found[key], kind):
             return f"{key} cannot be {type(found[key]).__name__}"
-        if isinstance(found.get(key), float) and not math.isfinite(found[key]):
-            return f"{key} cannot be {found[key]}"
     return None

@@ -18,6 +18,7 @@ class Workplace:
 
     def __init__(self, output: Path) -> None:
         self.output, self.path = output, output.with_name(f".{output.name}.draft")
+        self._lock: int | None = None
 
     def enter(self) -> None:
         """Take the folder, made where it is missing.
@@ -68,7 +69,9 @@ class Workplace:
                 path.unlink()
 
     def leave(self, *, keep: bool) -> None:
-        """Let others in; without `keep` nothing of it stays."""
+        """Let others in; without `keep` nothing of it stays. Does nothing where another process has it."""
+        if self._lock is None:
+            return
         if not keep:
             # Out of the way in one step, so that what the next process makes under its name is not removed with it.
             gone = self.path.with_name(f"{self.path.name}.{os.getpid()}")

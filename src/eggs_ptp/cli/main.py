@@ -20,16 +20,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminated = True
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, terminate)
+    before = None
     try:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, terminate)
         from eggs_ptp.cli.program import run
 
         code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if before is not None:
             signal.signal(signal.SIGTERM, before)
     if code == INTERRUPTED:
         print("eggs: interrupted", file=sys.stderr)  # noqa: T201

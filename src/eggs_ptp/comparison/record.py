@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eggs_ptp.core.whole_file import write_whole
+from eggs_ptp.models.json_file import JSON_FAULTS
 from eggs_ptp.recipe.recipe import Recipe
 
 
@@ -36,7 +37,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The record at `path`; None where there is none, or what a crash left of one."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, *JSON_FAULTS):
         return None
     return found if isinstance(found, dict) and "perplexity" in found else None
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def check_coverage(skeleton: Skeleton, shards: Shards) -> None:
     """Refuse blocks that the config does not make, and linears that the family does not know or that a block lacks."""
+    shards.check_floats()
     stored = {
         int(name.removeprefix(f"{skeleton.family.blocks}.").split(".")[0]) for name in _of_blocks(skeleton, shards)
     }

@@ -127,6 +127,16 @@ class Shards:
         """SHA-256 of a tensor's bytes."""
         return sha256_of(self.read(name))
 
+    def check_floats(self) -> None:
+        """Refuse weights and biases of whole numbers, as a damaged header may have them.
+
+        Raises:
+            ModelError: names the first.
+        """
+        for name in self.where:
+            if name.endswith((".weight", ".bias")) and not (dtype := self.dtype(name)).is_floating_point:
+                raise ModelError(f"{self.where[name]}: {name} has type {dtype}, expected floating-point numbers")
+
     def _entry(self, name: str) -> Entry:
         name = self._stored(name)
         return self._files[self.where[name]].entries[name]

@@ -1,6 +1,7 @@
 """What a run begins with: the loop made ready, and the windows that it is calibrated on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,12 @@ def run_of(
     ranks: Ranks,
     output: Path,
 ) -> Run:
-    """The loop over blocks as it was decided; activations that memory has no room for go to the disk of `output`."""
+    """The loop over blocks as it was decided; activations that memory has no room for go to the disk of `output`.
+
+    Batches are the same on all ranks, whatever memory each has left: their size shows in the last bits.
+    """
+    tokens = ranks.of_leader(lambda: decided.budget.batch_tokens)
+    decided = replace(decided, budget=replace(decided.budget, batch_tokens=tokens))
     disk = next(parent for parent in output.resolve().parents if parent.exists())
     return Run(
         decided,

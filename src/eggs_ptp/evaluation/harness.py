@@ -14,6 +14,7 @@ from typing import Any, Final
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.evaluation.continuation import SCORE_TOKENS, continuation_scores
 from eggs_ptp.evaluation.perplexity import Progress
+from eggs_ptp.models.json_file import JSON_FAULTS
 
 TASKS: Final = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The seven of the papers, by lm-eval's names."""
@@ -173,6 +174,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise CalibrationError(f"{path}, line {number}: not JSON: {error.msg}; expected an object") from None
+            except JSON_FAULTS as error:
+                raise CalibrationError(f"{path}, line {number}: cannot be read as JSON: {error}") from None
     if not rows or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
         raise CalibrationError(f"{path}: expected one JSON object a line, all with the same keys, and at least one")
     return rows

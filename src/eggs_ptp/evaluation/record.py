@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from eggs_ptp.core.whole_file import write_whole
 from eggs_ptp.errors import CheckpointError
+from eggs_ptp.models.json_file import JSON_FAULTS
 
 KIND: Final = "evaluation"
 FORMAT: Final = 1
@@ -31,7 +32,7 @@ def read_record(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except JSON_FAULTS:
         raise CheckpointError(f"{path}: not JSON, or cut short; evaluate again with --record") from None
     if not isinstance(found, dict) or (found.get("kind"), found.get("format")) != (KIND, FORMAT):
         raise CheckpointError(f"{path}: expected an evaluation record of format {FORMAT} (eggs evaluate --record)")

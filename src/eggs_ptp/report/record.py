@@ -9,6 +9,7 @@ from typing import Any
 
 from eggs_ptp.checkpoint.draft import MANIFEST
 from eggs_ptp.errors import CheckpointError
+from eggs_ptp.models.json_file import JSON_FAULTS
 
 
 class Kind(StrEnum):
@@ -72,7 +73,7 @@ def read_record(path: Path) -> Record:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except JSON_FAULTS as error:
         raise CheckpointError(f"not whole JSON, cut short or broken ({error})") from error
     if isinstance(data, dict):
         for kind, keys in _KEYS:

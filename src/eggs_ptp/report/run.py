@@ -12,6 +12,7 @@ from eggs_ptp.checkpoint.draft import MANIFEST
 from eggs_ptp.checkpoint.verify import read_manifest
 from eggs_ptp.errors import CheckpointError, EggsError
 from eggs_ptp.models.folder import read_config
+from eggs_ptp.models.json_file import JSON_FAULTS
 from eggs_ptp.report.record import Kind, Record, Skipped
 from eggs_ptp.sparse.contents import is_ours
 
@@ -189,7 +190,7 @@ def _same_run(run: Run, folder: Path) -> bool:
     """Whether the folder is the run in another form, such as packed."""
     try:
         found = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, *JSON_FAULTS):
         return False
     keys = ("source", "recipe_sha256", "calibration")
     return isinstance(found, dict) and all(found.get(key) == run.manifest.get(key) for key in keys)
