@@ -68,7 +68,7 @@ class Contents:
             if strangers := sorted(set(map(str, names)) - matrices.keys()):
                 raise CheckpointError(f"{where}: quantization_config.{key}: {strangers[0]} is not one of its matrices")
         patterns = {name: _pattern(text, f"{where}: {name}") for name, text in matrices.items()}
-        return cls(patterns, frozenset(ordered), values, frozenset(transposed))
+        return cls(patterns, frozenset(ordered), values, frozenset(map(str, transposed)))
 
     def parts(self, name: str) -> tuple[str, ...]:
         """What a matrix consists of: the last parts of its tensors' names."""
