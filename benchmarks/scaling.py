@@ -81,7 +81,7 @@ def main() -> None:
     given = parser.parse_args()
     from eggs_ptp.checkpoint.record import versions
 
-    methods = given.methods.split(",")
+    methods, load = given.methods.split(","), os.getloadavg()[0]
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {m: {setting: [] for setting in SETTINGS} for m in methods}
     with tempfile.TemporaryDirectory() as name:
         make_checkpoint(Path(name))
@@ -95,7 +95,7 @@ def main() -> None:
                     print(f"round {done} of {given.rounds}: {method}, {setting}: {seconds:.1f} s", file=sys.stderr)
     shape = dict(zip(("hidden", "layers", "intermediate", "windows", "seqlen"), SHAPE, strict=True))
     whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": given.rounds, "shape": shape}
-    whole |= {"cpus": os.cpu_count(), "methods": {m: summarise(seen) for m, seen in runs.items()}}
+    whole |= {"cpus": os.cpu_count(), "load": load, "methods": {m: summarise(seen) for m, seen in runs.items()}}
     for method, found in whole["methods"].items():
         print(f"\n{method:14} seconds  x two threads  stages")
         for setting, row in found.items():

@@ -88,9 +88,10 @@ def scaling() -> str:
 def _measured(record: Mapping[str, Any]) -> str:
     shape = record["shape"]
     rows = [
-        f"Hidden {shape['hidden']}, intermediate {shape['intermediate']}, {shape['layers']} blocks, {shape['windows']} "
-        f"windows of {shape['seqlen']} tokens, {record['cpus']} cores, medians of {record['rounds']} rounds "
-        f"(`{record['command']}`). Seconds:\n",
+        f"`{record['command']}`: hidden {shape['hidden']}, intermediate {shape['intermediate']}, {shape['layers']} blocks, "
+        f"{shape['windows']} windows of\n{shape['seqlen']} tokens, {record['cpus']} cores, medians of {record['rounds']} "
+        f"round{'s' if record['rounds'] > 1 else ''}. Others kept {record['load']:.1f} processes at work on the machine as it\n"
+        "began: where that is more than none, threads that wait for each other take far longer than processes. Seconds:\n",
         "| method | processes x threads | whole | over one process of two threads | passes | solving | order | sum | wait | "
         "share | weights |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
