@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from eggs_ptp.core.stats import Moments
@@ -82,8 +83,9 @@ class Ranks:
     def scatter(self, windows: Iterator[Tensor] | None, into: Tensor) -> None:
         """Fill `into` with this rank's part of the windows of all that rank 0 has."""
         assert windows is not None  # noqa: S101 - there is no other rank
-        for place, window in zip(into, windows, strict=True):
-            place.copy_(window)
+        with torch.inference_mode():
+            for place, window in zip(into, windows, strict=True):
+                place.copy_(window)
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
