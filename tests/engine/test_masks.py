@@ -37,8 +37,8 @@ def test_every_form_is_read(tmp_path, array, key):
 
 def test_what_is_no_mask_is_refused_by_name(tmp_path):
     np.savez(tmp_path / "m.npz", a=np.full((6, 20), 2), b=MASK.numpy()[:5], c=np.array([object()], dtype=object))
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        MaskFile(tmp_path / "m.npz")
+    with pytest.raises(CheckpointError, match="c has object of shape"):  # pickled
+        MaskFile(tmp_path / "m.npz").read("c", 6, 20)
     np.savez(tmp_path / "m.npz", a=np.full((6, 20), 2), b=MASK.numpy()[:5])
     masks = MaskFile(tmp_path / "m.npz")
     for name in ("a", "b"):
