@@ -317,7 +317,7 @@ def test_overwrite_starts_anew_where_there_is_damage(prune, stopped, whole, tmp_
     ],
 )
 def test_what_the_same_run_would_meet_again_leaves_nothing(prune, tmp_path, error, kept):
-    with pytest.raises(type(error)):
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else type(error)):  # with the file's name
         prune(method="magnitude", listener=Stop(2, error))
     assert names(tmp_path) == ([".out.draft"] if kept else [])
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.engine import run as module
+from eggs_ptp.engine.budget import Budget
 from eggs_ptp.engine.event import ignore
 from eggs_ptp.engine.orders import find_orders
 from eggs_ptp.engine.plan import plan_run
@@ -49,6 +51,7 @@ def prune(folder, *, tokens=TOKENS, batch_tokens=2048, dtype=torch.float32, list
     shards = Shards(folder, ties=skeleton.ties)
     asked = Recipe(**recipe)
     plan = plan_run(skeleton, shards, asked, device=CPU, dtype=dtype)
+    plan = replace(plan, budget=Budget(batch_tokens))
     windows = None if tokens is None else Windows(tokens, "here", "given", 0, tokens.numel())
     run = Run(
         plan=plan,
@@ -61,7 +64,6 @@ def prune(folder, *, tokens=TOKENS, batch_tokens=2048, dtype=torch.float32, list
         device=CPU,
         dtype=dtype,
         listener=listener,
-        batch_tokens=batch_tokens,
         folded={} if plan.folds else None,
     )
     blocks = []
