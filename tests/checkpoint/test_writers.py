@@ -60,17 +60,17 @@ def test_whatever_the_system_refuses_in_a_draft_is_one_line_with_the_file(tmp_pa
 
 def test_a_weight_beyond_its_type_is_named(tiny, text_file, tmp_path, monkeypatch):
     from eggs_ptp import api
-    from eggs_ptp.engine import run
+    from eggs_ptp.engine import readers
     from eggs_ptp.errors import NumericsError
 
-    keep = run.Run._keep
+    finish = readers._finished
 
-    def grown(self, block, matrix, job, pruned, *rest):
+    def grown(run, matrix, job, pruned, *rest):
         if matrix.name == "model.layers.1.mlp.down_proj":
             pruned.weight[0, :] *= 1e6 / pruned.weight[0, :].abs().max()
-        keep(self, block, matrix, job, pruned, *rest)
+        return finish(run, matrix, job, pruned, *rest)
 
-    monkeypatch.setattr(run.Run, "_keep", grown)
+    monkeypatch.setattr(readers, "_finished", grown)
     with pytest.raises(NumericsError, match=r"^model\.layers\.1\.mlp\.down_proj\.weight: .* beyond 65504, .* float16"):
         api.prune(str(tiny(dtype=torch.float16)), tmp_path / "out", method="magnitude")
     assert not (tmp_path / "out").exists()

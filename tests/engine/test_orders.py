@@ -1,6 +1,7 @@
 """Orders that can be folded: found from the dense model, inside each head, and not from more rows than said."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine import orders as engine
+from eggs_ptp.engine.budget import Budget
 from eggs_ptp.engine.event import ignore
 from eggs_ptp.engine.orders import by_head, find_orders, residual_order
 from eggs_ptp.engine.plan import plan_run
@@ -34,7 +36,8 @@ def found(folder, *, tokens=TOKENS, listener=ignore, batch_tokens=2048, dtype=to
     skeleton = load_skeleton(folder)
     shards = Shards(folder, ties=skeleton.ties)
     plan = plan_run(skeleton, shards, Recipe(**recipe), device=CPU, dtype=dtype)
-    run = Run(plan, skeleton, shards, 0, True, CPU, dtype, listener, batch_tokens)
+    plan = replace(plan, budget=Budget(batch_tokens))
+    run = Run(plan, skeleton, shards, 0, True, CPU, dtype, listener)
     inputs = run.inputs(Windows(tokens, "here", "given", 0, tokens.numel())) if plan.orders_first else None
     orders = find_orders(run, inputs)
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())

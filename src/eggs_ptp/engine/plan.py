@@ -20,6 +20,7 @@ from eggs_ptp.models.load import Skeleton
 from eggs_ptp.recipe.recipe import Recipe
 from eggs_ptp.recipe.targets import Resolved, resolve
 
+_LEAST_ORDER_TOKENS = 2048
 ORDER_TOKENS = 8192  # in evenly spaced windows, at least: plenty for the norms that its scores are made of
 
 
@@ -258,8 +259,9 @@ def _speed(device: torch.device) -> float:
 
 
 def order_stride(windows: int, seqlen: int) -> int:
-    """Of so many windows one is looked at to find an order that spans the model."""
-    return max(1, windows * seqlen // ORDER_TOKENS)
+    """Of so many windows one is looked at to find an order that spans the model: half of few, 8192 tokens of many."""
+    tokens = windows * seqlen
+    return max(1, tokens // min(ORDER_TOKENS, max(tokens // 2, _LEAST_ORDER_TOKENS)))
 
 
 def matrices_by_activation(matrices: list[MatrixPlan]) -> Mapping[str, list[MatrixPlan]]:
