@@ -108,10 +108,10 @@ def test_windows_are_as_long_as_the_context_unless_asked(planned):
 
 
 def test_estimates_grow_with_the_work(planned):
-    small, large = (planned(method="eggs", calibration=CalibrationSpec(nsamples=n)) for n in (8, 80))
-    assert large.memory_bytes - small.memory_bytes == 72 * 128 * 32 * 4  # 72 more windows of hidden states
+    small, large = (planned(method="eggs", calibration=CalibrationSpec(nsamples=n)) for n in (80, 160))
+    assert large.memory_bytes - small.memory_bytes == 80 * 128 * 32 * 4  # 80 more windows of hidden states
     assert 0 < small.seconds < large.seconds
-    assert large.seconds == pytest.approx(10 * small.seconds)
+    assert large.seconds == pytest.approx(2 * small.seconds)
     assert 0 < planned(method="magnitude").memory_bytes < small.memory_bytes
 
 
@@ -145,11 +145,11 @@ def test_a_plan_says_what_becomes_of_orders(planned):
     assert [matrix.reach for matrix in planned().of_block(0)] == ["model"] * 3 + ["head"] + ["model"] * 2 + ["block"]
 
 
-def test_an_order_that_spans_the_model_takes_a_pass_of_its_own(planned):
+def test_an_order_that_spans_the_model_takes_half_a_pass_of_its_own(planned):
     settings = {"calibration": CalibrationSpec(nsamples=80)}
     fold, gather = (planned(method="eggs", orders=orders, **settings) for orders in ("fold", "gather"))
     assert (fold.orders_first, gather.orders_first) == (True, False)
-    assert fold.seconds == pytest.approx(1.5 * gather.seconds)
+    assert fold.seconds == pytest.approx(1.25 * gather.seconds)
     assert not planned(method="magnitude", steps={"permute": "deal"}).orders_first
     assert not planned(include=("*.down_proj", "*.o_proj")).orders_first
 
