@@ -30,7 +30,6 @@ BLOCKS = "blocks x2"
 
 
 def make_checkpoint(folder: Path, layers: int) -> None:
-    import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,10 +50,16 @@ def make_checkpoint(folder: Path, layers: int) -> None:
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     for file in model_folder().glob("tokenizer*"):  # the peer wants one, and needs none
         shutil.copy(file, folder / "model")
-    np.save(folder / "windows.npy", np.random.default_rng(0).integers(0, VOCABULARY, (WINDOWS, SEQLEN)))
 
 
-def run_method(folder: Path, method: str, dtype: str, limit: int) -> dict[str, Any]:
+def make_windows(folder: Path, windows: int) -> None:
+    import numpy as np
+
+    drawn = np.random.default_rng(0).integers(0, VOCABULARY, (windows, SEQLEN))
+    np.save(folder / f"windows-{windows}.npy", drawn)
+
+
+def run_method(folder: Path, method: str, dtype: str, limit: int, windows: int) -> dict[str, Any]:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
@@ -62,7 +67,7 @@ def run_method(folder: Path, method: str, dtype: str, limit: int) -> dict[str, A
     from eggs_ptp.engine.usage import anonymous_memory
     from eggs_ptp.recipe.recipe import Recipe
 
-    recipe = Recipe(method=method, pattern="2:4", calibration={"text": str(folder / "windows.npy")})
+    recipe = Recipe(method=method, pattern="2:4", calibration={"text": str(folder / f"windows-{windows}.npy")})
     memory = anonymous_memory() + limit * MIB if limit else None
     cpu = time.process_time()
     with tempfile.TemporaryDirectory(dir=folder) as out:
@@ -75,7 +80,7 @@ def run_method(folder: Path, method: str, dtype: str, limit: int) -> dict[str, A
     }
 
 
-def run_blocks(folder: Path, dtype: str) -> dict[str, Any]:
+def run_blocks(folder: Path, dtype: str, windows: int) -> dict[str, Any]:
     """Two passes over every block through the engine's own reading and batching."""
     import numpy as np
     import torch
@@ -92,7 +97,7 @@ def run_blocks(folder: Path, dtype: str) -> dict[str, Any]:
     with MemoryWatch() as memory, torch.inference_mode():
         skeleton = load_skeleton(folder / "model")
         shards, cpu, batch = Shards(folder / "model", ties=skeleton.ties), torch.device("cpu"), BATCH_TOKENS // SEQLEN
-        tokens, kind = torch.from_numpy(np.load(folder / "windows.npy")), find_dtype(dtype)
+        tokens, kind = torch.from_numpy(np.load(folder / f"windows-{windows}.npy")), find_dtype(dtype)
         hidden, kwargs = capture(skeleton, shards, tokens, kind, cpu, batch)
         for index, block in enumerate(skeleton.blocks):
             with resident(block, skeleton.block_name(index), shards, kind, cpu):
@@ -105,11 +110,11 @@ def run_blocks(folder: Path, dtype: str) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory": memory.peak - memory.baseline, "stages": {}}
 
 
-def run_peer(folder: Path, row: str, dtype: str, python: str) -> dict[str, Any]:
+def run_peer(folder: Path, row: str, dtype: str, windows: int, python: str) -> dict[str, Any]:
     script = Path(__file__).parent / "accuracy" / "peer.py"
     method = row.partition(" ")[2]
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        where = [str(folder / "model"), str(folder / "windows.npy"), "2:4", f"{out}/pruned"]
+        where = [str(folder / "model"), str(folder / f"windows-{windows}.npy"), "2:4", f"{out}/pruned"]
         found = run([python, str(script), "llmcompressor", method, *where, "--dtype", dtype])
     return {"stages": {}, **found}
 
@@ -126,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--methods", nargs="+", default=["eggs"])
+    parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--limit", type=int, default=0, metavar="MIB")
     parser.add_argument("--peer", metavar="PYTHON")
@@ -135,9 +141,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         folder, row = Path(given.one[0]), given.one[1]
-        found = (
-            run_blocks(folder, given.dtype) if row == "blocks x2" else run_method(folder, row, given.dtype, given.limit)
-        )
+        what = (given.dtype, given.windows) if row == BLOCKS else (row, given.dtype, given.limit, given.windows)
+        found = (run_blocks if row == BLOCKS else run_method)(folder, *what)
         print(json.dumps(found))
         return
     from eggs_ptp.checkpoint.record import versions
@@ -146,15 +151,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for layers in given.layers:
             folder = (given.workspace or Path(scratch)) / f"layers-{layers}"
-            if not (folder / "windows.npy").exists():
+            if not (folder / "model").exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 make_checkpoint(folder, layers)
+            make_windows(folder, given.windows)
             peers = ["llm-compressor wanda", "llm-compressor sparsegpt"] if given.peer else []
             for row in [BLOCKS, *given.methods, *peers]:
                 if row in peers:
-                    found = run_peer(folder, row, given.dtype, given.peer)
+                    found = run_peer(folder, row, given.dtype, given.windows, given.peer)
                 else:
-                    how = ["--dtype", given.dtype, "--limit", str(given.limit), "--one", str(folder), row]
+                    how = [
+                        "--dtype",
+                        given.dtype,
+                        "--limit",
+                        str(given.limit),
+                        "--windows",
+                        str(given.windows),
+                        "--one",
+                        str(folder),
+                        row,
+                    ]
                     found = run([sys.executable, __file__, *how])
                 rows.append({"layers": layers, "row": row, **found})
                 floor = next(r["seconds"] for r in rows if r["layers"] == layers)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from eggs_ptp.engine.usage import anonymous_memory
 from eggs_ptp.errors import RecipeError
+from eggs_ptp.method.method import BoundMethod
 from eggs_ptp.models.load import Skeleton
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 2048  # tokens that run through a block at once
 ORDER_ROWS = 8192  # of all readers together, from which an order that spans the model is found
 _LEAST_TOKENS = 256  # smaller batches save nothing beside a block
-_LEAVES = 2  # sums that stand at once: the whole one so far, and that of a leaf
+_SUMS = 2  # that stand at once while they are taken: the whole ones so far, and those of a leaf
 _MIB = 1 << 20
 
 
@@ -68,20 +69,21 @@ def budget_of(plan: "Plan", skeleton: Skeleton, memory: int | None) -> Budget:
 def needs_of(plan: "Plan", skeleton: Skeleton, batch_tokens: int = BATCH_TOKENS) -> Needs:
     """What the run needs, with batches of so many tokens."""
     size = {"float32": 4}.get(plan.dtype, 2)
+    batch = 0
+    if plan.needs_calibration:
+        tokens = max(batch_tokens, plan.seqlen)
+        widest = max(max(parameter.shape, default=1) for parameter in skeleton.blocks[0].parameters())
+        batch = tokens * (size * (4 * widest + 8 * skeleton.hidden_size) + _scores(skeleton, plan.seqlen))
     blocks = [
-        _of_block(plan.of_block(index), block, size, plan.compares) for index, block in enumerate(skeleton.blocks)
+        _of_block(plan.of_block(index), block, size, batch, plan.compares)
+        for index, block in enumerate(skeleton.blocks)
     ]
     rows = min(ORDER_ROWS, sum(matrix.rows for matrix in plan.folding("model")))
-    work = max(*blocks, 4 * 4 * rows * skeleton.hidden_size)  # scores, and what the permute step makes of them
+    order = 4 * 4 * rows * skeleton.hidden_size  # scores, and what the permute step makes of them
+    outside = max((p.numel() * p.element_size() for p in skeleton.model.parameters()), default=0)  # embeddings
+    work = max(*blocks, order, outside)
     if not plan.needs_calibration:
         return Needs(work, 0)
-    tokens = max(batch_tokens, plan.seqlen)
-    widest = max(max(parameter.shape, default=1) for parameter in skeleton.blocks[0].parameters())
-    work += tokens * size * (4 * widest + 8 * skeleton.hidden_size)  # an MLP's and attention's, of one batch
-    config: Any = skeleton.model.config
-    if getattr(config, "_attn_implementation", None) == "eager":
-        heads = int(getattr(config, "num_attention_heads", 1))
-        work += 3 * 4 * heads * tokens * plan.seqlen  # every query with every key, and its softmax in float32
     # The dense model's hidden states, what it has at each activation that is compared, and, where statistics are
     # taken anew, what reaches the linears that attention and MLP are once they stand.
     compared = {matrix.reads for matrix in plan.matrices if matrix.compares}
@@ -89,18 +91,26 @@ def needs_of(plan: "Plan", skeleton: Skeleton, batch_tokens: int = BATCH_TOKENS)
     return Needs(work, streams * plan.nsamples * plan.seqlen * skeleton.hidden_size * size)
 
 
-def _of_block(matrices: "list[MatrixPlan]", block: Any, size: int, anew: bool) -> int:
-    """One block, what it becomes, its sums, and the work on the largest group of its matrices."""
+def _scores(skeleton: Skeleton, seqlen: int) -> int:
+    """Bytes a token of every query with every key, and its softmax in float32, where attention makes them."""
+    config: Any = skeleton.model.config
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    return 3 * 4 * int(getattr(config, "num_attention_heads", 1)) * seqlen if eager else 0
+
+
+def _of_block(matrices: "list[MatrixPlan]", block: Any, size: int, batch: int, anew: bool) -> int:
+    """One block and what it becomes, and either a batch with sums on their way, or work on a group of matrices."""
     weights = sum(parameter.numel() for parameter in block.parameters())
+    stored = sum(parameter.numel() * parameter.element_size() for parameter in block.parameters())
     groups: dict[str, list[MatrixPlan]] = {}
     for matrix in matrices:
         if matrix.resolved:
             groups.setdefault(matrix.reads, []).append(matrix)
     sums = [_sums(readers) for readers in groups.values()]
-    work = [_work(readers) for readers in groups.values()]
     kept = max(sums, default=0) if anew else sum(sums)  # taken group by group, or for the whole block at once
-    tuned = sum(24 * matrix.rows * matrix.columns for matrix in matrices if matrix.tune)
-    return int(weights * (size + 2 * 4) + kept + max(*work, tuned, 0))
+    work = [kept + _work(readers) for readers in groups.values()]
+    tuned = batch + sum(24 * matrix.rows * matrix.columns for matrix in matrices if matrix.tune)
+    return int(weights * size + stored + max(*work, _SUMS * kept + batch, tuned, stored))
 
 
 def _sums(readers: "list[MatrixPlan]") -> int:
@@ -108,7 +118,7 @@ def _sums(readers: "list[MatrixPlan]") -> int:
     columns = readers[0].columns
     wanted = {name for matrix in readers if matrix.resolved for name in matrix.resolved.method.statistics}
     cross = sum(matrix.rows for matrix in readers) if "cross" in wanted else 0
-    return 4 * columns * (columns * _LEAVES * ("gram" in wanted) + cross) + 8 * columns * len(wanted)
+    return 4 * columns * (columns * ("gram" in wanted) + cross) + 8 * columns * len(wanted)
 
 
 def _work(readers: "list[MatrixPlan]") -> int:
@@ -116,6 +126,15 @@ def _work(readers: "list[MatrixPlan]") -> int:
     columns = readers[0].columns
     each = 4 * sum(matrix.rows * matrix.columns for matrix in readers)
     largest = 4 * max(matrix.rows for matrix in readers) * columns
-    gram = any("gram" in matrix.resolved.method.statistics for matrix in readers if matrix.resolved)
-    # Weight, corrected weight and score of each, all steps' copies of the one in hand, and three of a Gram matrix.
-    return 3 * each + 8 * largest + 4 * 4 * columns**2 * gram
+    copies = max((_grams(matrix.resolved.method) for matrix in readers if matrix.resolved), default=0)
+    # Weight, corrected weight and score of each, and all steps' copies of the one in hand.
+    return 3 * each + 8 * largest + 4 * copies * columns**2
+
+
+def _grams(method: BoundMethod) -> int:
+    """Copies of a Gram matrix that its steps hold at once."""
+    if "gram" not in method.statistics:
+        return 0
+    return (
+        6 if any("alps" in step.name for step in method.steps.values()) else 3
+    )  # eigenvectors, or a factor in float64

@@ -13,6 +13,7 @@ from eggs_ptp.engine.budget import ORDER_ROWS
 from eggs_ptp.engine.observe import Observation, join, observe
 from eggs_ptp.engine.plan import MatrixPlan, matrices_by_activation, order_stride
 from eggs_ptp.engine.resident import resident
+from eggs_ptp.engine.usage import give_back
 from eggs_ptp.engine.wants import wants_of
 from eggs_ptp.method.apply import Job, OneOrder, common_permute, score_of
 from eggs_ptp.models.family import Family
@@ -77,6 +78,7 @@ def _scores(run: "Run", readers: list[MatrixPlan], inputs: "Inputs | None") -> I
             for matrix in matrices:
                 job = run.job(matrix)
                 yield job, score_of(job, functools.partial(statistic_of, seen, reads), seed=run.seed)
+        give_back()
         if inputs:
             run.check_finite(inputs.hidden, index)
 

@@ -25,7 +25,7 @@ from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shelf import Shelf, finite
 from eggs_ptp.engine.tuning import tune_block
-from eggs_ptp.engine.usage import Stages
+from eggs_ptp.engine.usage import Stages, give_back
 from eggs_ptp.engine.wants import wants_of
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.method.apply import Job
@@ -79,6 +79,7 @@ class Run:
         self.dense = DenseStream(beside, self.shelf) if beside is not None and self.plan.needs_dense else None
         for index, block in list(enumerate(self.skeleton.blocks))[start:]:
             keep(self._block(index, block, hidden, kwargs[index]))
+            give_back()
             self.tell("block", index + 1)
 
     def _block(self, index: int, block: nn.Module, hidden: Tensor | None, kwargs: Mapping[str, Any]) -> BlockResult:
