@@ -160,7 +160,8 @@ def main() -> None:
                 if row in peers:
                     found = run_peer(folder, row, given.dtype, given.windows, given.peer)
                 else:
-                    how = [
+                    how = ["--dtype", given.dtype, "--limit", str(given.limit), "--windows", str(given.windows)]
+                    how += ["--one", str(folder), row]
                         "--dtype",
                         given.dtype,
                         "--limit",
