@@ -162,16 +162,6 @@ def main() -> None:
                 else:
                     how = ["--dtype", given.dtype, "--limit", str(given.limit), "--windows", str(given.windows)]
                     how += ["--one", str(folder), row]
-                        "--dtype",
-                        given.dtype,
-                        "--limit",
-                        str(given.limit),
-                        "--windows",
-                        str(given.windows),
-                        "--one",
-                        str(folder),
-                        row,
-                    ]
                     found = run([sys.executable, __file__, *how])
                 rows.append({"layers": layers, "row": row, **found})
                 floor = next(r["seconds"] for r in rows if r["layers"] == layers)
