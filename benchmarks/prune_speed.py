@@ -24,7 +24,7 @@ from typing import Any
 HIDDEN, LAYERS, INTERMEDIATE, WINDOWS, SEQLEN = 512, 8, 1408, 32, 512
 
 
-def make_checkpoint(folder: Path) -> None:
+def make_checkpoint(folder: Path, layers: int = LAYERS, windows: int = WINDOWS) -> None:
     import numpy as np
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,13 +34,13 @@ def make_checkpoint(folder: Path) -> None:
         vocab_size=8192,
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=2048,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
-    tokens = torch.randint(0, 8192, (WINDOWS, SEQLEN))
+    tokens = torch.randint(0, 8192, (windows, SEQLEN))
     np.save(folder / "windows.npy", tokens.numpy())
 
 

@@ -18,28 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SHAPE = HIDDEN, LAYERS, INTERMEDIATE, WINDOWS, SEQLEN = 512, 2, 1408, 16, 512
+from prune_speed import HIDDEN, INTERMEDIATE, SEQLEN, make_checkpoint
+
+LAYERS, WINDOWS = 2, 16
+SHAPE = (HIDDEN, LAYERS, INTERMEDIATE, WINDOWS, SEQLEN)
 # processes, threads of each
 SETTINGS = {"1 x 2 threads": (1, 2), "1 x 1": (1, 1), "2 x 1": (2, 1), "4 x 1": (4, 1)}
-
-
-def make_checkpoint(folder: Path) -> None:
-    import numpy as np
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=HIDDEN,
-        intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
-    np.save(folder / "windows.npy", torch.randint(0, 8192, (WINDOWS, SEQLEN)).numpy())
 
 
 def run(folder: Path, method: str, processes: int, threads: int) -> dict[str, Any]:
@@ -84,7 +68,7 @@ def main() -> None:
     methods, load = given.methods.split(","), os.getloadavg()[0]
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {m: {setting: [] for setting in SETTINGS} for m in methods}
     with tempfile.TemporaryDirectory() as name:
-        make_checkpoint(Path(name))
+        make_checkpoint(Path(name), LAYERS, WINDOWS)
         for done in range(1, given.rounds + 1):
             for method in methods:
                 for setting, (processes, threads) in SETTINGS.items():

@@ -1,6 +1,5 @@
 """Runs that are killed anywhere, and go on to the very output that they would have had."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -8,9 +7,9 @@ import shutil
 import signal
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from launched import content
 
 METHODS = {  # hidden states of the pruned model; an order found first; those of the dense model too; tuned blocks
     "wanda": ("--method", "wanda"),
@@ -18,7 +17,6 @@ METHODS = {  # hidden states of the pruned model; an order found first; those of
     "eggs+": ("--method", "eggs+"),
     "eggs-max": ("--method", "eggs-max"),
 }
-TIMES = ("seconds", "stages", "peak_memory_bytes", "baseline_memory_bytes")
 PRELOADED = [
     "eggs_ptp.api",
     "eggs_ptp.cli.program",
@@ -56,16 +54,6 @@ def finish(process, code=0):
 def entries(output):
     """How many entries the journal of an unfinished run has."""
     return len(list(output.parent.glob(f".{output.name}.draft/entry-?????")))
-
-
-def content(folder):
-    """All files below a folder as bytes; of the record, everything but times and memory."""
-    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    record = json.loads(found.pop(Path("eggs.json")))
-    for matrix in record["matrices"]:
-        del matrix["seconds"]
-        matrix.get("tune", {}).pop("seconds", None)
-    return found, {key: value for key, value in record.items() if key not in TIMES}
 
 
 @pytest.mark.parametrize("method", ["wanda", "eggs", "eggs+"])
