@@ -9,6 +9,8 @@ from torch import Tensor
 from eggs_ptp.errors import ModelError
 from eggs_ptp.models.family import Rows
 
+_CHANNELS = 1 << 31  # more than any tensor has
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -32,7 +34,7 @@ class Heads:
             grouped = getattr(config, "num_key_value_heads", None) or query
         width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // query
         value, width = int(grouped), int(width)
-        if query < 1 or value < 1 or width < 0 or query % value:
+        if query < 1 or value < 1 or width < 0 or query % value or query * width > _CHANNELS:
             raise ModelError(
                 f"config.json: no attention can have {query} heads of {width} channels on {value} key/value heads"
             )
