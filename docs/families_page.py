@@ -152,7 +152,8 @@ long, and a model that has seen little text has little to lose. How large an exc
 _ACCURACY = """
 Calibrated on {nsamples} windows of {seqlen} tokens of the built-in calibration text, drawn anew for each of three seeds,
 the same for all methods; judged on the built-in evaluation text. Perplexity: mean and standard deviation (sd) over the
-seeds. Excess: ln(perplexity / dense), the mean. `ria_cp` is RIA with channel permutation, folded.
+seeds. Excess: ln(perplexity / dense), the mean. `ria_cp` is RIA with channel permutation, folded. Where `eggs` and
+`ria_cp` have the same numbers, `eggs` found no blocks worth taking (B = 0), and is then RIA with the same permutation.
 
 """
 
