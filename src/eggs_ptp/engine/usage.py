@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import psutil
 
+_MMAP_THRESHOLD, _RETURNED = -3, 1 << 22  # glibc's M_MMAP_THRESHOLD; bytes
 _INTERVAL = 0.02  # seconds between two looks at the resident memory
 
 
@@ -49,6 +50,8 @@ def limited(memory: int | None) -> Iterator[None]:
     if memory is None or sys.platform != "linux":
         yield
         return
+    if option := getattr(ctypes.CDLL(None), "mallopt", None):
+        option(_MMAP_THRESHOLD, _RETURNED)  # what is freed goes back at once, and leaves no holes behind
     info, (before, hard) = psutil.Process().memory_info(), resource.getrlimit(resource.RLIMIT_DATA)
     # The limit is on what is reserved, of which not all is in use: only what is added counts.
     resource.setrlimit(resource.RLIMIT_DATA, (info.data + memory - anonymous_memory(), hard))
