@@ -182,7 +182,7 @@ def write(record: Path | None, rows: list[dict[str, Any]], versions: dict[str, s
         whole = {
             "command": "python " + " ".join(sys.argv),
             "versions": versions,
-            "threads": os.cpu_count(),
+            "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
             "rows": rows,
         }
         record.write_text(json.dumps(whole, indent=1) + "\n")
