@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def find_orders(run: "Run", inputs: "Inputs | None") -> dict[str, Tensor]:
     """Find one order for the space that spans the model, from the scores that its readers have in the dense model.
 
-    Runs every block once over evenly spaced windows of `inputs`, some 8192 tokens, whose hidden states are
+    Runs every block once over evenly spaced windows of `inputs` (see `order_stride`), whose hidden states are
     overwritten; `inputs` is None where no score needs statistics. Empty where no reader permutes.
 
     Raises:

@@ -130,7 +130,7 @@ def _keep(
     """Put a pruned matrix into the block, if that is in memory and will run again, and into the result."""
     stored = tensors["weight"].T.contiguous() if matrix.transposed else tensors["weight"]
     if block is not None:
-        # Replaced, never written to: what is there now may be the mapped file itself.
+        # Replaced, never written to: what is there now may be the dense weight that others still look at.
         linear = cast(nn.Linear, block.get_submodule(matrix.path))
         linear.weight = nn.Parameter(stored.to(run.dtype), requires_grad=False)
     result.tensors[f"{matrix.name}.weight"] = stored.cpu()
