@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +171,18 @@ def recipe_of(text: str, **flags: Any) -> Any:
     if name.endswith(".toml"):
         return read_recipe(name, overrides, **flags)
     return read_recipe(None, overrides, method=name, **flags)
+
+
+def each_model(given: argparse.Namespace, measure: Callable[[Model, Path], None]) -> None:
+    """Measure every model that is asked for, with a folder for what comes and goes; its errors end the script."""
+    from eggs_ptp import EggsError
+
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            for asked in given.model or ():
+                measure(find_model(asked, given.seqlen, Path(name)), Path(name))
+    except EggsError as error:
+        sys.exit(f"error: {error}")
 
 
 def find_model(asked: list[str], seqlen: int, scratch: Path) -> Model:

@@ -16,13 +16,11 @@ over those that treat kept weights alike; a setting is a method.
 import argparse
 import shutil
 import statistics
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import HERE, Model, Ours, Record, draw, find_model, perplexity, surroundings
+from accuracy import HERE, Model, Ours, Record, draw, each_model, perplexity, surroundings
 from correlation import correlated, rank_correlation, said
 
 METHODS = (
@@ -41,16 +39,9 @@ ROUNDING = 1e-6  # of what a matrix puts out
 
 
 def main() -> None:
-    from eggs_ptp import EggsError
-
     given = parse()
     record = BoundsRecord(given.record)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            for asked in given.model or ():
-                measure(given, find_model(asked, given.seqlen, Path(name)), record, Path(name))
-    except EggsError as error:
-        sys.exit(f"error: {error}")
+    each_model(given, lambda model, scratch: measure(given, model, record, scratch))
     record.data["correlations"] = correlations(record.data)
     record.save()
     for found in record.data["correlations"]:

@@ -19,11 +19,10 @@ import re
 import shutil
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from accuracy import HERE, Model, Ours, Record, draw, find_model, perplexity, surroundings
+from accuracy import HERE, Model, Ours, Record, draw, each_model, perplexity, surroundings
 from correlation import correlated, said
 
 BLOCKS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -39,16 +38,9 @@ FIGURES = (
 
 
 def main() -> None:
-    from eggs_ptp import EggsError
-
     given = parse()
     record = ConnectivityRecord(given.record)
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            for asked in given.model or ():
-                measure(given, find_model(asked, given.seqlen, Path(name)), record, Path(name))
-    except EggsError as error:
-        sys.exit(f"error: {error}")
+    each_model(given, lambda model, scratch: measure(given, model, record, scratch))
     record.data["correlations"] = correlations(record.data["rows"])
     record.save()
     for found in record.data["correlations"]:
