@@ -23,10 +23,14 @@ def check(rows, count):
 
 
 def test_a_few_faults_leave_nothing_lost_or_corrupted(faults, tmp_path, monkeypatch):
-    kinds = ("kill", "terminate", "file size limit", "source cut short", "corrupt header", "corrupt journal")
+    kinds = (
+        "file size limit",
+        "source cut short",
+        "corrupt header",
+    )  # those that come at a moment are in the slow test
     monkeypatch.setattr(faults, "KINDS", {name: faults.KINDS[name] for name in kinds})
-    rows = faults.run({"prune": 6, "export": 5}, tmp_path, 1)
-    check(rows, 11)
+    rows = faults.run({"prune": 3, "export": 3}, tmp_path, 1)
+    check(rows, 6)
     assert {row.kind for row in rows} == set(kinds)
 
 
