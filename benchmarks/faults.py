@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -27,6 +27,7 @@ import torch
 from fault_kinds import KINDS, Fault, Missed, Scene, unmount
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from eggs_ptp.cli import program
 from eggs_ptp.cli.main import main
 
 # What of a record differs from run to run: times, memory, and the names of folders.
@@ -35,6 +36,7 @@ OTHERWISE += ("calibration",)
 UNCLEARED = ("kill", "permission lost")  # nothing could be cleared away; the next run does
 MISSES = 20  # faults of a kind in a row that come too late, or hit nothing
 INTERRUPTED = {"interrupt": 130, "terminate": 143}
+_OVER = 75  # a signal came when the command had ended
 
 
 @dataclass
@@ -101,9 +103,18 @@ class Bench:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # whatever they were before
             signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell's foreground
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(_OVER))
             prepare()
-            os.write(begins, b"!")
+            real = program.run
+
+            def run(words: Sequence[str]) -> int:
+                os.write(begins, b"!")  # not before: from here on signals are the command's
+                return real(words)
+
+            program.run = run
             code = main(words)
+        except KeyboardInterrupt:
+            code = _OVER
         except BaseException as error:
             os.write(2, f"Traceback: {error!r}".encode())
         finally:
@@ -147,7 +158,7 @@ class Bench:
         fault.mend()
         lines = log.read_text(errors="replace").splitlines()
         row.line = (lines[-1] if lines else "").replace(str(place), "...")
-        if row.code == 0 and content(output) == self.whole[verb]:
+        if row.code == _OVER or (row.code == 0 and content(output) == self.whole[verb]):
             return None
         done = self._judge(row, verb, output, lines)
         words += ["--overwrite"] if not replace and (done or fault.anew) else []

@@ -23,14 +23,10 @@ def check(rows, count):
 
 
 def test_a_few_faults_leave_nothing_lost_or_corrupted(faults, tmp_path, monkeypatch):
-    kinds = (
-        "file size limit",
-        "source cut short",
-        "corrupt header",
-    )  # those that come at a moment are in the slow test
+    kinds = ("kill", "terminate", "file size limit", "source cut short", "corrupt header", "corrupt journal")
     monkeypatch.setattr(faults, "KINDS", {name: faults.KINDS[name] for name in kinds})
-    rows = faults.run({"prune": 3, "export": 3}, tmp_path, 1)
-    check(rows, 6)
+    rows = faults.run({"prune": 6, "export": 5}, tmp_path, 1)
+    check(rows, 11)
     assert {row.kind for row in rows} == set(kinds)
 
 

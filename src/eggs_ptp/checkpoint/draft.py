@@ -10,6 +10,7 @@ from types import TracebackType
 
 from torch import Tensor
 
+from eggs_ptp.checkpoint.interruption import deferred
 from eggs_ptp.checkpoint.journal import Journal, identity_of
 from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.stream import Spec, Stream
@@ -63,12 +64,14 @@ class Draft:
         parent = self.output.parent
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
-            parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._place.enter()
+                with deferred():
+                    parent.mkdir(parents=True, exist_ok=True)
+                    self._place.enter()
                 self._prepare()
             except BaseException:
-                self._place.leave(keep=Journal.begun(self._place.path) or self._holds_previous)
+                with deferred():
+                    self._leave(keep=Journal.begun(self._place.path))
                 raise
         except OSError as error:
             raise CheckpointError(f"{self.output}: cannot be written ({error.strerror})") from error
@@ -77,6 +80,10 @@ class Draft:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with deferred():
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         ours, path = self.journal is not None, self._place.path
         keep = not self._published and Journal.begun(path) and not (ours and isinstance(error, _REPEATED))
         raised = error
@@ -86,12 +93,15 @@ class Draft:
             raised.add_note(
                 f"{self.journal.blocks} finished blocks are kept in {path}; the same command goes on from there"
             )
+        self._leave(keep=keep)
+        if raised is not error and raised:
+            raise raised from error
+
+    def _leave(self, *, keep: bool) -> None:
         self._place.leave(keep=keep or self._holds_previous)
         with suppress(OSError):  # not empty: the output is there
             for folder in self._made:
                 folder.rmdir()
-        if raised is not error and raised:
-            raise raised from error
 
     def _prepare(self) -> None:
         """Make room for what is to be written, and leave what may be gone on from."""
@@ -196,9 +206,10 @@ class Draft:
         replaced = self.output.exists()
         if replaced or self.journal:  # what goes is worth more than the time that this takes
             flush(self.folder)
-        if not (replaced and exchange(self.folder, self.output)):
-            self._move()
-        self._published = True
+        with deferred():
+            if not (replaced and exchange(self.folder, self.output)):
+                self._move()
+            self._published = True
 
     def _gather(self, shards: Shards, change: Callable[[str, Iterable[Tensor]], Iterable[Tensor]]) -> None:
         """Turn the block files and the rest into model.safetensors, or into shards with an index."""

@@ -77,11 +77,7 @@ class Workplace:
             gone = self.path.with_name(f"{self.path.name}.{os.getpid()}")
             with suppress(OSError):
                 self.path.rename(gone)
-            try:
-                shutil.rmtree(gone, ignore_errors=True)
-            except BaseException:  # interrupted: nothing else would clear it away before the next run
-                shutil.rmtree(gone, ignore_errors=True)
-                raise
+            shutil.rmtree(gone, ignore_errors=True)
         os.close(self._lock)
 
 
