@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eggs_ptp.engine.shelf import Shelf, finite
+from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -56,10 +56,3 @@ def test_a_disk_without_room_is_said_so(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no room for"):
         Shelf(0, tmp_path).empty((10,), torch.float32, CPU)
     assert not [*tmp_path.iterdir()]
-
-
-def test_finite_looks_at_every_window():
-    tensor = torch.zeros(3, 2, 4)
-    assert finite(tensor)
-    tensor[2, 1, 3] = torch.inf
-    assert not finite(tensor)

@@ -10,6 +10,7 @@ from eggs_ptp.checkpoint.draft import Draft
 from eggs_ptp.checkpoint.journal import Entry
 from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.stream import Spec
+from eggs_ptp.core.finite import finite
 from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.capture import Inputs
 from eggs_ptp.engine.event import Event
@@ -144,7 +145,7 @@ def _check_cast(tensors: dict[str, Tensor]) -> None:
         NumericsError: names the first.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not finite(tensor):
             kind = str(tensor.dtype).removeprefix("torch.")
             raise NumericsError(
                 f"{name}: an updated weight lies beyond {torch.finfo(tensor.dtype).max:g}, the largest that {kind} "

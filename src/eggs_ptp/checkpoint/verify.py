@@ -11,6 +11,7 @@ from torch import Tensor
 from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
 from eggs_ptp.checkpoint.record import fault_of
 from eggs_ptp.checkpoint.unpacked import open_shards
+from eggs_ptp.core.finite import finite
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
@@ -185,11 +186,8 @@ def _untouched(folder: Path, shards: Shards, pruned: set[str]) -> Check:
 
 
 def _finite(shards: Shards) -> Check:
-    bad = [
-        name
-        for name in shards.names
-        if shards.dtype(name).is_floating_point and not torch.isfinite(shards.read(name)).all()
-    ]
+    floats = (name for name in shards.names if shards.dtype(name).is_floating_point)
+    bad = [name for name in floats if not finite(shards.read(name))]
     return Check(
         "finite values", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(shards.names)} tensors"
     )

@@ -64,7 +64,12 @@ def lowest_rows(importance: Tensor, count: int) -> Tensor:
     Returns:
         Row indices, int64 (count, columns).
     """
-    threshold = importance.topk(count, dim=0, largest=False).values[-1]
+    columns = importance.T.contiguous()
+    lowest = columns.topk(min(count + 1, len(importance)), dim=1, largest=False)
+    if not (lowest.values[:, 1:] == lowest.values[:, :-1]).any():
+        return lowest.indices[:, :count].T
+    # Of equal ones any may have come, in any order.
+    threshold = lowest.values[:, count - 1]
     chosen = importance <= threshold
     surplus = chosen.sum(0) - count
     if bool(surplus.any()):

@@ -10,10 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.core.finite import finite
 from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.engine.shelf import Shelf, finite
+from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.errors import ModelError, NumericsError
 from eggs_ptp.models.load import Skeleton
 

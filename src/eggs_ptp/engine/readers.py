@@ -93,7 +93,7 @@ def _finished(
     error = None
     if seen is not None:
         with run.stages.timed("error"):
-            error = seen.output_error(job.weight, stored.float())
+            error = seen.output_error(job.weight, stored)
     for slot, spent in pruned.seconds.items():
         run.stages.add(slot, spent)
     record = {

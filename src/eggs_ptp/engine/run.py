@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.calibration.windows import Windows
+from eggs_ptp.core.finite import finite
 from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.capture import Inputs, capture
 from eggs_ptp.engine.counted import Counted
@@ -23,7 +24,7 @@ from eggs_ptp.engine.readers import prune_groups
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.engine.shelf import Shelf, finite
+from eggs_ptp.engine.shelf import Shelf
 from eggs_ptp.engine.tuning import tune_block
 from eggs_ptp.engine.usage import Stages, give_back
 from eggs_ptp.engine.wants import wants_of

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eggs_ptp.core.finite import finite
 from eggs_ptp.engine.tensor_file import Entry, TensorFile
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
 from eggs_ptp.models.fence import check_inside, is_plain
@@ -92,7 +93,7 @@ class Shards:
             NumericsError: it holds NaN or infinity.
         """
         tensor = self.read(name)
-        if not _sound(tensor):
+        if not finite(tensor):
             raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
         return tensor
 
@@ -119,7 +120,7 @@ class Shards:
         rows = max(1, _AT_ONCE // (self.bytes(name) // shape[0]))
         for first in range(0, shape[0], rows):
             piece = self.rows(name, first, min(first + rows, shape[0]))
-            if not _sound(piece):
+            if not finite(piece):
                 raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
             yield piece
 
@@ -170,10 +171,6 @@ def _index(folder: Path) -> dict[str, Path]:
                 "loaded; convert them in a trusted place (load with transformers, then save_pretrained)"
             )
     return {name: folder / file for name, file in table.items()}
-
-
-def _sound(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def sha256_of(tensor: Tensor | Iterable[Tensor]) -> str:

@@ -61,8 +61,3 @@ class Shelf:
         finally:
             os.close(handle)
             os.unlink(name)  # the mapping stays
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether it holds neither NaN nor infinity, (windows, ...), looked at window by window."""
-    return all(bool(torch.isfinite(window).all()) for window in tensor)

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from eggs_ptp.core.finite import finite
 from eggs_ptp.engine.budget import BATCH_TOKENS
 from eggs_ptp.engine.capture import capture
 from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.observe import Observation, Want, observe
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.engine.shelf import finite
 from eggs_ptp.engine.tuning import trainable
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.models.load import Skeleton

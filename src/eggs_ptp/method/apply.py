@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from eggs_ptp.core.finite import finite
 from eggs_ptp.core.mask import density, satisfies, violations
 from eggs_ptp.core.noted import Fact, Noted
-from eggs_ptp.core.order import check, invert
+from eggs_ptp.core.order import check, invert, take_columns
 from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.core.stats import STATISTICS
@@ -134,7 +135,7 @@ class _Work:
     """One job on its way through the slots. After `permute`, data is read in the permuted column order."""
 
     def __init__(self, job: Job, statistic: Callable[[str, str], Tensor], seed: int) -> None:
-        if not job.weight.is_meta and not torch.isfinite(job.weight).all():
+        if not job.weight.is_meta and not finite(job.weight):
             raise NumericsError(f"{job.name}: the weight holds NaN or infinity; check the checkpoint")
         self.job = job
         self.steps = job.method.steps
@@ -152,7 +153,7 @@ class _Work:
         """From here on `weight` is what the other steps approximate."""
         if "correct" in self.steps:
             weight = self.run("correct")
-            if not torch.isfinite(weight).all():
+            if not finite(weight):
                 raise NumericsError(f"{self.job.name}: its corrected weight holds NaN or infinity")
             self._data["weight"] = weight
 
@@ -162,7 +163,7 @@ class _Work:
             if score.shape != self.job.weight.shape:
                 name, came = self.steps["score"].name, list(score.shape)
                 raise MethodError(f"{self.job.name}: score step {name!r} gave shape {came}, expected the weight's")
-            if not torch.isfinite(score).all():
+            if not finite(score):
                 raise NumericsError(f"{self.job.name}: its {self.steps['score'].name} scores hold NaN or infinity")
             self._data["score"] = score
 
@@ -200,7 +201,7 @@ class _Work:
         self.order = order
         for name in ("score", "weight"):
             if name in self._data:  # a matrix may be put in an order without having a score
-                self._data[name] = self._data[name][:, order]
+                self._data[name] = take_columns(self._data[name], order)
 
     def finish(self) -> Pruned:
         for slot in ("select", "refine"):
@@ -212,12 +213,12 @@ class _Work:
         pattern = self.job.pattern
         if isinstance(pattern, Pattern) and self.job.mask is None and not satisfies(mask, pattern):
             raise MethodError(f"{self.job.name}: the mask of method {self.job.method.method.name!r} is not {pattern}")
-        weight = torch.where(mask, weight, 0.0)
-        if not torch.isfinite(weight).all():
-            raise NumericsError(f"{self.job.name}: the updated weight holds NaN or infinity")
         if self.order is not None:
             back = invert(self.order)
-            weight, mask = weight[:, back], mask[:, back]
+            weight, mask = take_columns(weight, back), mask.gather(1, back.expand_as(mask))
+        weight = torch.where(mask, weight, 0.0)
+        if not finite(weight):
+            raise NumericsError(f"{self.job.name}: the updated weight holds NaN or infinity")
         return Pruned(weight, mask, self.order, self.facts, self.seconds)
 
 
