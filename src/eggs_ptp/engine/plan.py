@@ -259,7 +259,7 @@ def _speed(device: torch.device) -> float:
 
 
 def order_stride(windows: int, seqlen: int) -> int:
-    """Of so many windows one is looked at to find an order of the whole model: a quarter of few, 8192 tokens of many."""
+    """Of so many windows one is looked at to find an order of the model: a quarter of few, 8192 tokens of many."""
     tokens = windows * seqlen
     return max(1, tokens // min(ORDER_TOKENS, max(tokens // 4, _LEAST_ORDER_TOKENS)))
 
