@@ -97,6 +97,26 @@ class Team(Ranks):
             dist.broadcast(found, owner)
         return found
 
+    def spread(self, over: Tensor, *parts: Tensor) -> None:
+        """Each rank's rows, which lie together, go to all others."""
+        for rank in range(self.count):
+            if not (slabs := self.share(over, rank)):
+                continue
+            for part in parts:
+                rows = part[slabs[0].start : slabs[-1].stop]
+                sent = rows.contiguous()
+                with self._together():
+                    dist.broadcast(sent, rank)
+                if sent is not rows:
+                    rows.copy_(sent)
+
+    def agreed(self, tensor: Tensor) -> Tensor:
+        """Rank 0's."""
+        found = tensor.contiguous()
+        with self._together():
+            dist.broadcast(found, 0)
+        return found
+
     def exchanged(self, mine: dict[str, Work]) -> dict[str, Work]:
         """Names, forms and small things of all first, then each tensor."""
         forms = {
