@@ -1,5 +1,6 @@
 """The floor under the connections of every input: diagonals in the B least important blocks of each group."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -81,7 +82,7 @@ def connected(
     def lost(change: Callable[[slice], Tensor]) -> float:
         losses = dense.new_empty(len(dense))
         slabs.fill(dense, lambda rows: (row_losses(change(rows), hessian),), losses)
-        return float(slabs.agreed(losses.sum(dtype=torch.float64)))
+        return math.fsum(losses.tolist())  # exact, so the same on all processors
 
     def weighed(found: Tensor, used: int) -> tuple[float, int, Tensor, Tensor]:
         weight = dense.new_empty(dense.shape)  # rows that are ours

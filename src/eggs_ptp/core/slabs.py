@@ -32,19 +32,15 @@ class Slabs:
 
     rank, count = 0, 1
 
-    def mine(self, over: Tensor) -> list[slice]:
-        """The slabs of `over` (rows, columns) that are worked on here."""
-        return self.share(over, self.rank)
-
-    def share(self, over: Tensor, rank: int) -> list[slice]:
-        """Those that are worked on by one of the `count`."""
+    def slabs_of(self, over: Tensor, rank: int) -> list[slice]:
+        """The slabs of `over` (rows, columns) that one of the `count` works on; they lie together."""
         slabs = cut(*over.shape)
         first, last = (len(slabs) * end // self.count for end in (rank, rank + 1))
         return slabs[first:last]
 
     def fill(self, over: Tensor, work: Callable[[slice], tuple[Tensor, ...]], *into: Tensor) -> None:
         """Fill each of `into` (rows, ...) with what `work` makes of the same rows of `over`, (rows, columns)."""
-        for rows in self.mine(over):
+        for rows in self.slabs_of(over, self.rank):
             for whole, part in zip(into, work(rows), strict=True):
                 whole[rows] = part
         self.spread(over, *into)

@@ -98,17 +98,17 @@ class Team(Ranks):
         return found
 
     def spread(self, over: Tensor, *parts: Tensor) -> None:
-        """Each rank's rows, which lie together, go to all others."""
-        for rank in range(self.count):
-            if not (slabs := self.share(over, rank)):
-                continue
-            for part in parts:
-                rows = part[slabs[0].start : slabs[-1].stop]
-                sent = rows.contiguous()
-                with self._together():
-                    dist.broadcast(sent, rank)
-                if sent is not rows:
-                    rows.copy_(sent)
+        """Each rank's rows go to all others, as many as the one with most has: sent at once, they are of one size."""
+        sizes = [sum(rows.stop - rows.start for rows in self.slabs_of(over, rank)) for rank in range(self.count)]
+        for part in parts:
+            places = part.split(sizes)
+            sent = part.new_empty(max(sizes), *part.shape[1:])
+            sent[: sizes[self.rank]] = places[self.rank]
+            found = [torch.empty_like(sent) for _ in sizes]
+            with self._together():
+                dist.all_gather(found, sent)
+            for place, theirs in zip(places, found, strict=True):
+                place.copy_(theirs[: len(place)])
 
     def agreed(self, tensor: Tensor) -> Tensor:
         """Rank 0's."""
