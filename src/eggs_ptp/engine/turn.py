@@ -7,7 +7,7 @@ from eggs_ptp.engine.plan import MatrixPlan
 from eggs_ptp.engine.ranks import Ranks
 from eggs_ptp.method.step import Bound
 
-_EVEN = 1.05  # times its part of all: while nobody has more than that to do, sharing out gains nothing
+EVEN = 1.05  # times its part of all: while nobody has more than that to do, sharing out gains nothing
 
 
 def dealt(groups: Mapping[str, Sequence[MatrixPlan]], ranks: Ranks) -> dict[str, int]:
@@ -23,7 +23,7 @@ def dealt(groups: Mapping[str, Sequence[MatrixPlan]], ranks: Ranks) -> dict[str,
         for name, owner in owners.items():
             loads[owner] += costs[name]
         shareable = [reads for reads, matrices in alone.items() if _can_be_shared(matrices)]
-        if not shareable or max(loads) <= _EVEN * sum(loads) / ranks.count:
+        if not shareable or max(loads) <= EVEN * sum(loads) / ranks.count:
             return owners
         del alone[max(shareable, key=lambda reads: max(map(_cost, alone[reads])))]
 
