@@ -12,8 +12,9 @@ RECORD = Path(__file__).parent / "results" / "scaling.json"
 FP64, FP32, BF16, LINK, DISK = 67e12, 67e12, 989e12, 50e9, 5e9  # of one H100: operations a second; bytes a second
 USED = 0.5  # of the peak, by large matrix products
 PRODUCTS = 70  # with every Gram matrix, at most: 36 of reselect and 34 of connect
-# A weight that all ranks solve for: corrected 4, weight and mask of reselect 5, score and importance 6, weight 4, masks 3.
-EXCHANGED = 22
+# Bytes of a weight that all ranks solve for: cross 4, corrected 4, weight and mask of reselect 5, score and importance 6,
+# weight 4, masks 3.
+EXCHANGED = 26
 LOAD = 8 * 1024**2  # bytes that travel at once in a chain
 _PASSES = ("embedding", "observe", "dense", "propagate")
 _SOLVING = ("correct", "score", "update")

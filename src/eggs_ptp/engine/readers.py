@@ -14,7 +14,7 @@ from eggs_ptp.engine.event import Event
 from eggs_ptp.engine.observe import Observation
 from eggs_ptp.engine.orders import order_of, statistic_of
 from eggs_ptp.engine.plan import MatrixPlan
-from eggs_ptp.engine.ranks import Work
+from eggs_ptp.engine.ranks import ALONE, Work
 from eggs_ptp.engine.turn import dealt
 from eggs_ptp.method.apply import Job, Pruned, prune_readers
 from eggs_ptp.models.fold import space_key
@@ -64,8 +64,12 @@ def _prune(
 
     def statistic(matrix: str, wanted: str) -> Tensor:
         value = statistic_of(seen, reads, matrix, wanted)
-        # What the dense model reads becomes what it puts out.
-        return weights[matrix] @ value if wanted == "cross" and seen[reads].of_inputs else value
+        if wanted != "cross" or not seen[reads].of_inputs:
+            return value
+        put_out = torch.empty_like(weights[matrix])  # what the dense model reads becomes what it puts out
+        slabs = ALONE if matrix in owners else ranks
+        slabs.fill(put_out, lambda rows: (weights[matrix][rows] @ value,), put_out)
+        return put_out
 
     def everywhere(matrix: str, score: Tensor | None) -> Tensor:
         return ranks.everywhere(owners[matrix], score) if matrix in owners else cast(Tensor, score)
