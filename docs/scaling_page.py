@@ -1,14 +1,20 @@
 """The page docs/scaling.md: the model of several processes, against docs/results/scaling.json, and what it predicts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eggs_ptp.core.slabs import cut
+from eggs_ptp.engine.turn import EVEN
+
 RECORD = Path(__file__).parent / "results" / "scaling.json"
-FP32, BF16, LINK, DISK = 67e12, 989e12, 50e9, 5e9  # of one H100: operations a second; bytes a second
+FP64, FP32, BF16, LINK, DISK = 67e12, 67e12, 989e12, 50e9, 5e9  # of one H100: operations a second; bytes a second
 USED = 0.5  # of the peak, by large matrix products
 PRODUCTS = 70  # with every Gram matrix, at most: 36 of reselect and 34 of connect
+# Bytes of a weight that all ranks solve for: cross 4, corrected 4, weight and mask of reselect 5, score and importance 6,
+# weight 4, masks 3.
+EXCHANGED = 26
 LOAD = 8 * 1024**2  # bytes that travel at once in a chain
 _PASSES = ("embedding", "observe", "dense", "propagate")
 _SOLVING = ("correct", "score", "update")
@@ -40,14 +46,33 @@ class Shape(NamedTuple):
         return float(sum(2 * width * (width + 256) + 4 * self.hidden * width + 8 * width for width in widths))
 
     def share(self, count: int) -> float:
-        """What the rank with most to solve for has of it, turn by turn."""
+        """What the rank with most to solve for has of it, turn by turn: of its own matrices, or of all their slabs."""
         whole = most = 0.0
         for turn in self.turns:
-            loads = [0.0] * count
-            for cost in sorted((rows * width**2 for rows, width in turn), reverse=True):
-                loads[loads.index(min(loads))] += cost
-            most, whole = most + max(loads), whole + sum(loads)
+            loads = dealt(turn, count)
+            slabs = [len(cut(*shape)) for shape in turn]
+            together = sum(r * w**2 * -(-n // count) / n for (r, w), n in zip(turn, slabs, strict=True))
+            most += together if is_shared(turn, count) else max(loads)
+            whole += sum(loads)
         return most / whole
+
+    def shared(self, count: int) -> int:
+        """Weights that all ranks solve for together."""
+        return sum(rows * width for turn in self.turns if is_shared(turn, count) for rows, width in turn)
+
+
+def dealt(turn: Sequence[tuple[int, int]], count: int) -> list[float]:
+    """What each rank has to do if the matrices of a turn are dealt out, the costliest first."""
+    loads = [0.0] * count
+    for cost in sorted((rows * width**2 for rows, width in turn), reverse=True):
+        loads[loads.index(min(loads))] += cost
+    return loads
+
+
+def is_shared(turn: Sequence[tuple[int, int]], count: int) -> bool:
+    """Whether they are not, but all ranks do them together."""
+    loads = dealt(turn, count)
+    return max(loads) > EVEN * sum(loads) / count and max(len(cut(*shape)) for shape in turn) > 1
 
 
 LARGE = {"70B": Shape(8192, 1024, 28672, 80), "405B": Shape(16384, 1024, 53248, 126)}
@@ -62,14 +87,16 @@ def predicted(
     widths = [turn[0][1] for turn in shape.turns]
     grams = sum(tokens * (width * (width + 256) + 2 * shape.hidden * width) for width in widths)
     solving = PRODUCTS * sum(2 * rows * width**2 for turn in shape.turns for rows, width in turn) / (USED * FP32)
-    sums = shape.sum_bytes(solves)
+    sums, together = shape.sum_bytes(solves), shape.shared(count) if solves else 0
     per_block = {
         "read": 2 * shape.weights / DISK,
         "passes": passes,
         "Gram": grams / (USED * FP32 * count) if solves else 0.0,
         "sum": 2 * (sums + (count - 1) * min(LOAD, sums)) / LINK if count > 1 else 0.0,
         "solving": solving * shape.share(count) if solves else 0.0,
-        "share": 2 * shape.weights / LINK if count > 1 else 0.0,
+        "factors": sum(width**3 / 3 for turn in shape.turns for _, width in turn) / (USED * FP64) if solves else 0.0,
+        "exchange": EXCHANGED * together / LINK,
+        "share": 2 * (shape.weights - together) / LINK if count > 1 else 0.0,
         "write": 2 * shape.weights / DISK,
     }
     return {stage: seconds * shape.layers for stage, seconds in per_block.items()}
@@ -138,8 +165,8 @@ def _checked(record: Mapping[str, Any]) -> str:
 
 def _predictions() -> str:
     rows = [
-        "| model | method | GPUs | read | passes | Gram | sum | solving | share | write | whole | over 8 GPUs |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | method | GPUs | read | passes | Gram | sum | solving | factors | exchange | share | write | whole | over 8 GPUs |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, shape in LARGE.items():
         for method in ("eggs", "eggs+"):

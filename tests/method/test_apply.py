@@ -8,6 +8,7 @@ import torch
 
 from eggs_ptp.core.mask import density, satisfies
 from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.core.slabs import ALONE
 from eggs_ptp.errors import MethodError, NumericsError
 from eggs_ptp.method.apply import Job, OneOrder, common_permute, prune_readers
 from eggs_ptp.method.catalogue import METHODS
@@ -134,7 +135,7 @@ def test_the_permute_step_that_most_weights_ask_for_is_common():
         ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 6)], deal(score, TWO_OF_FOUR, assign=True)),
         ([(plain, TWO_OF_FOUR, 5), (plain, pattern, 3), (plain, pattern, 3)], deal(score, pattern)),
     ):
-        assert torch.equal(common_permute(asked)(score), expected)
+        assert torch.equal(common_permute(asked, ALONE)(score), expected)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

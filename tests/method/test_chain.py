@@ -52,6 +52,13 @@ def loss(result) -> float:
     return float((change @ STATISTICS["gram"] * change).sum())
 
 
+def test_a_statistic_is_read_once_for_all_links():
+    read = []
+    job = Job("m", WEIGHT, Pattern(2, 4), find_method("wanda+reselect+connect").bind())
+    prune_readers([job], lambda _, name: read.append(name) or STATISTICS[name], seed=0)
+    assert sorted(read) == ["gram", "input_norm", "tokens"]
+
+
 def test_every_link_goes_on_from_the_one_before(own):
     module = own(NOTING)
     links = Links(tuple(Step(f"{module}:{name}") for name in ("first", "second", "third")))

@@ -134,7 +134,7 @@ def test_an_assignment_may_look_at_evenly_spaced_rows_only(monkeypatch):
     monkeypatch.setattr(_assign, "_best_assignment", lambda *given: looked_at.append(given) or best(*given))
     some, whole = (deal(score, Pattern(2, 4), assign=True, rows=rows) for rows in (8, None))
     assert [given[0].shape[1] for given in looked_at] == [8] * 4 + [40] * 4
-    for few, all_rows in zip(looked_at[0], looked_at[4], strict=True):
+    for few, all_rows in zip(looked_at[0][:2], looked_at[4][:2], strict=True):
         assert torch.equal(few, all_rows[:, ::5])
     dealt = deal(score, Pattern(2, 4))
     gains = [retained(score, order, Pattern(2, 4)) for order in (dealt, some, whole)]

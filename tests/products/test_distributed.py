@@ -14,6 +14,7 @@ import torch
 from launched import Launched, content
 from safetensors.torch import load_file, save_file
 
+WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}  # its MLP is cut into slabs
 METHODS = ["wanda", "stochria", "sparsegpt", "eggs", "eggs+", "eggs-max"]
 
 
@@ -48,6 +49,16 @@ def test_experts_see_the_tokens_of_all_processes(prune, tmp_path):
     same(prune, tmp_path, "eggs", [2], model="mixtral")
 
 
+def test_several_processes_share_the_rows_of_a_matrix(prune, tmp_path):
+    same(prune, tmp_path, "eggs+", [2], **WIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["alps", "wanda+pcg", "eggs+"])
+def test_one_to_four_processes_share_rows(prune, tmp_path, method):
+    same(prune, tmp_path, method, [2, 3, 4], **WIDE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["llama", "qwen2_moe", "gpt2", "opt-350m"])
@@ -55,18 +66,26 @@ def test_one_to_four_processes_write_the_same(prune, tmp_path, method, model):
     same(prune, tmp_path, method, [2, 3, 4], model=model)
 
 
-def killed(prune, method, rank, count):
+def killed(prune, method, rank, count, changes):
     """A run one of whose processes was killed behind the first block."""
-    run = prune("out", count, method, num_hidden_layers=6)
+    run = prune("out", count, method, **changes)
     while run.entries() < 2 and run.processes[rank].is_alive():
         time.sleep(0.001)
     run.processes[rank].kill()
     return run
 
 
-@pytest.mark.parametrize(("rank", "count", "then"), [(1, 2, 3), pytest.param(0, 2, 1, marks=pytest.mark.slow)])
-def test_a_killed_process_ends_the_run_and_any_number_goes_on(prune, tmp_path, rank, count, then):
-    run = killed(prune, "eggs+", rank, count)
+@pytest.mark.parametrize(
+    ("rank", "count", "then", "width"),
+    [
+        (1, 2, 3, {}),
+        pytest.param(0, 2, 1, {}, marks=pytest.mark.slow),
+        pytest.param(1, 2, 4, WIDE, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_process_ends_the_run_and_any_number_goes_on(prune, tmp_path, rank, count, then, width):
+    changes = {"num_hidden_layers": 6, **width}
+    run = killed(prune, "eggs+", rank, count, changes)
     assert run.codes() == [-9 if other == rank else 2 for other in range(count)]
     *note, error = run.said(1 - rank)
     assert "another of the 2 processes of this run has ended without a word" in error
@@ -76,8 +95,8 @@ def test_a_killed_process_ends_the_run_and_any_number_goes_on(prune, tmp_path, r
         assert f"torchrun --nproc-per-node {count} -m eggs_ptp prune" in note[0]
     assert not run.output.exists()
     assert run.entries() >= 2
-    assert prune("whole", 1, "eggs+", num_hidden_layers=6).codes() == [0]
-    assert prune("out", then, "eggs+", num_hidden_layers=6).codes() == [0] * then
+    assert prune("whole", 1, "eggs+", **changes).codes() == [0]
+    assert prune("out", then, "eggs+", **changes).codes() == [0] * then
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

@@ -1,5 +1,6 @@
 """The floor under the connections of every input: diagonals in the B least important blocks of each group."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from eggs_ptp.core.blocks import Reading
 from eggs_ptp.core.least_squares import row_losses
 from eggs_ptp.core.noted import Fact
 from eggs_ptp.core.rows import lowest_rows
+from eggs_ptp.core.slabs import ALONE, Slabs
 
 _ELEMENTS = 1 << 21  # scores put into blocks at a time: bounds the memory beside the matrix itself
 
@@ -66,18 +68,30 @@ def connected(
     importance: Tensor,
     reading: Reading,
     B: int | Literal["auto"],
-    solve: Callable[[Tensor], Tensor],
+    solve: Callable[[Tensor, slice], Tensor],
+    slabs: Slabs = ALONE,
 ) -> Connected:
     """`mask` with B blocks per group; "auto", with the B of least loss, of equal ones the least.
 
-    The loss is tr((W - W') H (W - W')^T). `solve` gives the weights W' (out, in) that go with a mask. "auto" tries
-    0, 1, 2, 5, 10, 20, ... blocks and all that there are, and ends with the first that does not lose less.
+    The loss is tr((W - W') H (W - W')^T). `solve(mask, rows)` gives those rows of the weights W' (out, in) that
+    go with a mask. "auto" tries 0, 1, 2, 5, 10, 20, ... blocks and all that there are, and ends with the first that
+    does not lose less.
     """
     most = len(dense) // reading.height
 
+    def lost(change: Callable[[slice], Tensor]) -> float:
+        losses = dense.new_empty(len(dense))
+        slabs.fill(dense, lambda rows: (row_losses(change(rows), hessian),), losses)
+        return math.fsum(losses.tolist())  # exact, so the same on all processors
+
     def weighed(found: Tensor, used: int) -> tuple[float, int, Tensor, Tensor]:
-        weight = solve(found)
-        return float(row_losses(dense - weight, hessian).sum(dtype=torch.float64)), used, weight, found
+        weight = dense.new_empty(dense.shape)  # rows that are ours
+
+        def work(rows: slice) -> Tensor:
+            weight[rows] = solve(found, rows)
+            return dense[rows] - weight[rows]
+
+        return lost(work), used, weight, found
 
     none = best = weighed(mask, 0)
     found, used = mask.clone(), 0
@@ -85,12 +99,14 @@ def connected(
         for piece in diagonals(score, found, importance, reading, used, limit):
             put(found, piece)
         used = limit
+        found = slabs.agreed(found)
         tried = weighed(found.clone(), used) if used else none
         if B == "auto" and tried[0] >= best[0]:
             break
         best = tried
-    energy = float(row_losses(dense, hessian).sum(dtype=torch.float64))
+    energy = lost(lambda rows: dense[rows])
     loss, used, weight, kept = best
+    slabs.spread(dense, weight)
     facts: dict[str, Fact] = {"B": used, "diagonal_rows": used * reading.height}
     facts |= {"layer_loss": loss / energy if energy else 0.0, "layer_loss_B0": none[0] / energy if energy else 0.0}
     return Connected(weight, kept, facts)

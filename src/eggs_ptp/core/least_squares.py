@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_AT_ONCE = 1 << 22  # weights solved for at a time, as several times their memory is needed
+from eggs_ptp.core.slabs import AT_ONCE
 
 
 def row_losses(change: Tensor, hessian: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def least_squares(
     Rows are problems of their own: each has its own step sizes, and leaves once a step has lowered its loss by less
     than `tolerance` of it. The preconditioner is 1 / diag H. All (out, in), `hessian` (in, in), of one type.
     """
-    rows = max(1, _AT_ONCE // len(hessian))
+    rows = max(1, AT_ONCE // len(hessian))
     parts = zip(*(whole.split(rows) for whole in (weight, mask, start)), strict=True)
     solved = [_solved(dense, kept, begin, hessian, iterations, tolerance) for dense, kept, begin in parts]
     return solved[0] if len(solved) == 1 else torch.cat(solved)

@@ -7,15 +7,15 @@ from pydantic import Field
 from torch import Tensor
 
 from eggs_ptp.core.linalg import damped
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.errors import NumericsError
-
-_ROWS = 1024  # solved for at a time: bounds the memory beside H
 
 
 def drift(
     weight: Tensor,
     gram: Tensor,
     cross: Tensor,
+    slabs: Slabs = ALONE,
     *,
     share: Annotated[float, Field(ge=0, le=1)] = 1.0,
     damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01,
@@ -45,9 +45,9 @@ def drift(
             f"{max(10 * damping, 0.01):g}"
         )
     pull = damping * gram.diagonal().mean(dtype=torch.float64)
-    return torch.cat(
-        [_answered(*rows, lower, pull, share) for rows in zip(weight.split(_ROWS), cross.split(_ROWS), strict=True)]
-    )
+    found = torch.empty(weight.shape, device=weight.device)
+    slabs.fill(weight, lambda rows: (_answered(weight[rows], cross[rows], lower, pull, share),), found)
+    return found
 
 
 def _answered(weight: Tensor, cross: Tensor, lower: Tensor, pull: Tensor, share: float) -> Tensor:

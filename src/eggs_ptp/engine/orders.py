@@ -39,9 +39,12 @@ def find_orders(run: "Run", inputs: "Inputs | None") -> dict[str, Tensor]:
     space = str(readers[0].space)
     with run.stages.timed("order"):
         permute = common_permute(
-            (found.method, found.pattern, matrix.rows * matrix.columns)
-            for matrix in readers
-            if (found := matrix.resolved)
+            (
+                (found.method, found.pattern, matrix.rows * matrix.columns)
+                for matrix in readers
+                if (found := matrix.resolved)
+            ),
+            run.ranks,
         )
         rows = sum(matrix.rows for matrix in readers)
         if inputs is not None:

@@ -6,19 +6,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from eggs_ptp.core.slabs import Slabs
 from eggs_ptp.core.stats import Moments
 
 T = TypeVar("T")
 Work = tuple[Mapping[str, Tensor], Any]  # tensors by name, and something small beside them
 
 
-class Ranks:
+class Ranks(Slabs):
     """One process by itself. `Team` (engine/team.py) is one of several, and all of its ranks call the same in turn.
 
     `rank` is this one, of `count`; rank 0 leads: it alone writes and speaks.
     """
-
-    rank, count = 0, 1
 
     @property
     def leads(self) -> bool:

@@ -14,7 +14,8 @@ from eggs_ptp.engine.event import Event
 from eggs_ptp.engine.observe import Observation
 from eggs_ptp.engine.orders import order_of, statistic_of
 from eggs_ptp.engine.plan import MatrixPlan
-from eggs_ptp.engine.ranks import Work
+from eggs_ptp.engine.ranks import ALONE, Work
+from eggs_ptp.engine.turn import dealt
 from eggs_ptp.method.apply import Job, Pruned, prune_readers
 from eggs_ptp.models.fold import space_key
 
@@ -31,21 +32,17 @@ def prune_groups(
 ) -> None:
     """Prune the matrices of each activation, shared out over the ranks, and put them into the block on all of them."""
     for together in run.ranks.at_once(groups):
-        owners = run.ranks.deal({matrix.name: _cost(matrix) for matrices in together.values() for matrix in matrices})
+        owners = dealt(together, run.ranks)
         done: dict[str, Work] = {}
-        for reads, matrices in together.items():
+        # Those that take all ranks come first, while none has begun with what others need not wait for.
+        for reads, matrices in sorted(together.items(), key=lambda group: group[1][0].name in owners):
             done.update(_prune(run, reads, matrices, seen, owners))
+        mine = {name: work for name, work in done.items() if name in owners}
         with run.stages.timed("share"):
-            done = run.ranks.exchanged(done)
+            done.update(run.ranks.exchanged(mine))
         for reads, matrices in together.items():
             for matrix in matrices:
                 _keep(run, block if reads in seen else None, matrix, *done.pop(matrix.name), result)
-
-
-def _cost(matrix: MatrixPlan) -> float:
-    """About what a matrix takes: what is solved for takes a product with its Gram matrix."""
-    solves = matrix.resolved is not None and bool({"gram", "cross"} & matrix.resolved.method.statistics)
-    return float(matrix.rows * matrix.columns * (matrix.columns if solves else 1))
 
 
 def _prune(
@@ -56,22 +53,35 @@ def _prune(
     owners: Mapping[str, int],
 ) -> dict[str, Work]:
     """What this rank's matrices among the readers of one activation become, and their records."""
-    start = time.perf_counter()
-    jobs = [run.job(matrix, here=owners[matrix.name] == run.ranks.rank) for matrix in matrices]
+    start, ranks = time.perf_counter(), run.ranks
+    jobs = [
+        run.job(matrix, here=owners.get(matrix.name, ranks.rank) == ranks.rank, shared=matrix.name not in owners)
+        for matrix in matrices
+    ]
     family, heads = run.skeleton.family, run.skeleton.heads
     one_order = None if run.folded is None else order_of(family, heads, reads, run.folded)
     weights = {job.name: job.weight for job in jobs}
 
     def statistic(matrix: str, wanted: str) -> Tensor:
         value = statistic_of(seen, reads, matrix, wanted)
-        # What the dense model reads becomes what it puts out.
-        return weights[matrix] @ value if wanted == "cross" and seen[reads].of_inputs else value
+        if wanted != "cross" or not seen[reads].of_inputs:
+            return value
+        put_out = torch.empty_like(weights[matrix])  # what the dense model reads becomes what it puts out
+        slabs = ALONE if matrix in owners else ranks
+        slabs.fill(put_out, lambda rows: (weights[matrix][rows] @ value,), put_out)
+        return put_out
 
     def everywhere(matrix: str, score: Tensor | None) -> Tensor:
-        return run.ranks.everywhere(owners[matrix], score)
+        return ranks.everywhere(owners[matrix], score) if matrix in owners else cast(Tensor, score)
 
     pruned = prune_readers(
-        jobs, statistic, seed=run.seed, share_order=run.share_order, one_order=one_order, everywhere=everywhere
+        jobs,
+        statistic,
+        seed=run.seed,
+        share_order=run.share_order,
+        one_order=one_order,
+        everywhere=everywhere,
+        slabs=ranks,
     )
     share = (time.perf_counter() - start) / max(1, len(pruned))
     return {

@@ -122,8 +122,11 @@ class Run:
                 self._propagate(block, cast(Tensor, hidden), kwargs, index, settled)
         return result
 
-    def job(self, matrix: MatrixPlan, *, here: bool = True) -> Job:
-        """A matrix that will be pruned, with its weight in float32, or without where another rank prunes it."""
+    def job(self, matrix: MatrixPlan, *, here: bool = True, shared: bool = False) -> Job:
+        """A matrix that will be pruned, with its weight in float32, or without where another rank prunes it.
+
+        If `shared`, all ranks do.
+        """
         assert matrix.resolved is not None  # noqa: S101 - nothing else is asked for
         if not here:
             weight, how = torch.empty(matrix.rows, matrix.columns, device="meta"), matrix.resolved
@@ -131,7 +134,8 @@ class Run:
         weight = self.shards.read(f"{matrix.name}.weight").to(self.device, torch.float32)
         weight = weight.T.contiguous() if matrix.transposed else weight
         given = self.masks.read(matrix.name, matrix.rows, matrix.columns).to(self.device) if self.masks else None
-        return Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method, matrix.role, given)
+        slabs = self.ranks if shared else ALONE
+        return Job(matrix.name, weight, matrix.resolved.pattern, matrix.resolved.method, matrix.role, given, slabs)
 
     def _observe(
         self,

@@ -97,6 +97,26 @@ class Team(Ranks):
             dist.broadcast(found, owner)
         return found
 
+    def spread(self, over: Tensor, *parts: Tensor) -> None:
+        """Each rank's rows go to all others, as many as the one with most has: sent at once, they are of one size."""
+        sizes = [sum(rows.stop - rows.start for rows in self.slabs_of(over, rank)) for rank in range(self.count)]
+        for part in parts:
+            places = part.split(sizes)
+            sent = part.new_empty(max(sizes), *part.shape[1:])
+            sent[: sizes[self.rank]] = places[self.rank]
+            found = [torch.empty_like(sent) for _ in sizes]
+            with self._together():
+                dist.all_gather(found, sent)
+            for place, theirs in zip(places, found, strict=True):
+                place.copy_(theirs[: len(place)])
+
+    def agreed(self, tensor: Tensor) -> Tensor:
+        """Rank 0's."""
+        found = tensor.contiguous()
+        with self._together():
+            dist.broadcast(found, 0)
+        return found
+
     def exchanged(self, mine: dict[str, Work]) -> dict[str, Work]:
         """Names, forms and small things of all first, then each tensor."""
         forms = {

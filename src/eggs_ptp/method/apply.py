@@ -15,6 +15,7 @@ from eggs_ptp.core.noted import Fact, Noted
 from eggs_ptp.core.order import check, invert, take_columns
 from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
 from eggs_ptp.core.seed import generator_for
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.errors import MethodError, NumericsError, PatternError
 from eggs_ptp.method.method import BoundMethod
@@ -33,6 +34,7 @@ class Job:
     method: BoundMethod
     role: str = "attention"  # or "mlp"
     mask: Tensor | None = None  # given from outside
+    slabs: Slabs = ALONE
 
 
 # Finds an order from a score, given the permute step as a function of scores.
@@ -80,12 +82,13 @@ def prune_readers(
     share_order: bool = True,
     one_order: OneOrder | None = None,
     everywhere: Everywhere = _had,
+    slabs: Slabs = ALONE,
 ) -> dict[str, Pruned]:
     """Prune the matrices that read one activation; those that are done here, where others do some of them.
 
     With `share_order`, those with the same permute step and pattern get one channel order, found from their
     scores stacked along the rows; otherwise each gets its own. With `one_order` all N:M matrices get that instead.
-    `statistic(matrix, name)` gives an activation statistic of a matrix.
+    `statistic(matrix, name)` gives an activation statistic of a matrix. `slabs` are of all who do some of them.
 
     Raises:
         NumericsError: weights or scores that are not finite; names the matrix.
@@ -98,10 +101,10 @@ def prune_readers(
         work.correct()
         work.score()
     if one_order is not None:
-        _permute_all([work for work in works if isinstance(work.job.pattern, Pattern)], one_order, everywhere)
+        _permute_all([work for work in works if isinstance(work.job.pattern, Pattern)], one_order, everywhere, slabs)
     else:
         for members in _sharing(works, share_order):
-            _permute(members, members, everywhere)
+            _permute(members, members, everywhere, slabs)
     return {work.job.name: work.finish() for work in here}
 
 
@@ -116,7 +119,7 @@ def score_of(job: Job, statistic: Callable[[str, str], Tensor], *, seed: int) ->
     return cast(Tensor, work.read("score"))
 
 
-def common_permute(asked: Iterable[tuple[BoundMethod, AnyPattern, int]]) -> Callable[[Tensor], Tensor]:
+def common_permute(asked: Iterable[tuple[BoundMethod, AnyPattern, int]], slabs: Slabs) -> Callable[[Tensor], Tensor]:
     """The permute step, as a function of scores (rows, channels), that most weights ask for; the first of equals.
 
     `asked` has each matrix's method, pattern and number of weights.
@@ -128,7 +131,7 @@ def common_permute(asked: Iterable[tuple[BoundMethod, AnyPattern, int]]) -> Call
         weights[key] = weights.get(key, 0) + size
         found.setdefault(key, (method.steps["permute"], pattern))
     step, pattern = found[max(weights, key=weights.__getitem__)]
-    return lambda score: cast(Tensor, step({"score": score, "pattern": pattern}.__getitem__))
+    return lambda score: cast(Tensor, step({"score": score, "pattern": pattern, "slabs": slabs}.__getitem__))
 
 
 class _Work:
@@ -144,7 +147,7 @@ class _Work:
         self.seconds: dict[str, float] = {}
         self._statistic = statistic
         self._seed = seed
-        self._data: dict[str, Any] = {"weight": job.weight, "pattern": job.pattern, "role": job.role}
+        self._data = {name: getattr(job, name) for name in ("weight", "pattern", "role", "slabs")}
         if job.mask is not None:
             _check_given(job)
             self._data["mask"] = job.mask
@@ -206,7 +209,7 @@ class _Work:
     def finish(self) -> Pruned:
         for slot in ("select", "refine"):
             if slot in self.steps:
-                self._data["mask"] = self.run(slot)
+                self._data["mask"] = self.job.slabs.agreed(self.run(slot))
         weight, mask = self._data["weight"], self.read("mask")
         if "update" in self.steps:
             weight, mask = self.run("update")
@@ -250,17 +253,21 @@ def _search(method: BoundMethod, pattern: AnyPattern) -> tuple[Any, ...]:
     return step.name, repr(sorted(step.options.items())), pattern
 
 
-def _permute_all(works: Sequence[_Work], one_order: OneOrder, everywhere: Everywhere) -> None:
+def _permute_all(works: Sequence[_Work], one_order: OneOrder, everywhere: Everywhere, slabs: Slabs) -> None:
     members = [work for work in works if "permute" in work.steps]
     if one_order.given is not None:
         for work in works:
             work.reorder(one_order.given)
     elif members and one_order.search is not None:
-        _permute(members, works, everywhere, one_order.search)
+        _permute(members, works, everywhere, slabs, one_order.search)
 
 
 def _permute(
-    members: Sequence[_Work], readers: Sequence[_Work], everywhere: Everywhere, search: Search | None = None
+    members: Sequence[_Work],
+    readers: Sequence[_Work],
+    everywhere: Everywhere,
+    slabs: Slabs,
+    search: Search | None = None,
 ) -> None:
     """Put the readers in the order that is found from the members' scores."""
     first = members[0]
@@ -269,10 +276,13 @@ def _permute(
             work.share_score(everywhere)
     elif first.job.weight.is_meta:
         return  # and nobody else is to know
+    else:
+        slabs = first.job.slabs
     stacked = torch.cat([work.read("score") for work in members]) if len(members) > 1 else first.read("score")
-    permute = common_permute((work.job.method, work.job.pattern, work.job.weight.numel()) for work in members)
+    asked = ((work.job.method, work.job.pattern, work.job.weight.numel()) for work in members)
+    permute = common_permute(asked, slabs)
     with _timed(first.seconds, "permute"):
-        order = search(stacked, permute) if search else permute(stacked)
+        order = slabs.agreed(search(stacked, permute) if search else permute(stacked))
     for work in readers:
         work.reorder(order)
 

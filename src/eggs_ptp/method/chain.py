@@ -1,5 +1,6 @@
 """Links: update steps one after the other, each going on from the weights and the mask of the one before."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,7 @@ class Chain:
 
     def __call__(self, read: Callable[[str], Any]) -> Any:
         """Run the links: each sees the dense weight, and as `start` and `mask` what the link before returned."""
+        read = functools.cache(read)  # a Gram matrix takes long to put into an order
         given: dict[str, Any] = {}
         facts: dict[str, Fact] = {}
         for link in self.links:

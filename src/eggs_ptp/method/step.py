@@ -20,14 +20,15 @@ from eggs_ptp.method.nearest import nearest
 SLOTS = ("correct", "score", "permute", "select", "refine", "update", "tune")
 
 # What a function of each slot may name as a positional parameter, beside the statistics. `start` is what an update
-# step before this one has made of the weights, None for the first.
+# step before this one has made of the weights, None for the first; `slabs` says who works on which rows, and what does
+# so can be shared out (core/slabs.py).
 DATA: Mapping[str, frozenset[str]] = {
-    "correct": frozenset({"weight"}),
+    "correct": frozenset({"weight", "slabs"}),
     "score": frozenset({"weight", "generator"}),
-    "permute": frozenset({"score", "pattern"}),
-    "select": frozenset({"score", "weight", "pattern", "generator"}),
-    "refine": frozenset({"mask", "score", "weight", "pattern", "role", "generator"}),
-    "update": frozenset({"weight", "mask", "start", "pattern"}),
+    "permute": frozenset({"score", "pattern", "slabs"}),
+    "select": frozenset({"score", "weight", "pattern", "slabs", "generator"}),
+    "refine": frozenset({"mask", "score", "weight", "pattern", "role", "slabs", "generator"}),
+    "update": frozenset({"weight", "mask", "start", "pattern", "slabs"}),
     "tune": frozenset({"block", "masks", "inputs", "target", "call", "logits", "generator"}),
 }
 # A permutation is shared by readers, so it sees their scores and nothing else; tuning sees a whole block.

@@ -5,12 +5,20 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.slabs import ALONE, Slabs
 
 _AT_ONCE = 2**18  # numbers that stay in a cache while every candidate passes over them
 
 
 def refine(
-    score: Tensor, order: Tensor, pattern: Pattern, blocks: int, *, rows: int | None = None, widest: int | None = None
+    score: Tensor,
+    order: Tensor,
+    pattern: Pattern,
+    blocks: int,
+    slabs: Slabs = ALONE,
+    *,
+    rows: int | None = None,
+    widest: int | None = None,
 ) -> Tensor:
     """Reassign the channels of one place of every group at a time, so that the retained score never falls.
 
@@ -33,11 +41,11 @@ def refine(
     for block in refined.tensor_split(blocks):
         parts = -(-len(block) // widest) if widest else 1
         for first in range(min(parts, len(block))):
-            block[first::parts] = _refine_part(channels, block[first::parts].clone(), pattern.keep, taken)
+            block[first::parts] = _refine_part(channels, block[first::parts].clone(), pattern.keep, taken, slabs)
     return refined.reshape(-1)
 
 
-def _refine_part(channels: Tensor, order: Tensor, keep: int, taken: Tensor | None) -> Tensor:
+def _refine_part(channels: Tensor, order: Tensor, keep: int, taken: Tensor | None, slabs: Slabs) -> Tensor:
     places = [channels[order[:, place]] for place in range(order.shape[1])]  # M of (groups, out)
     for place, candidate in enumerate(places):
         rival = _nth_largest(places[:place] + places[place + 1 :], keep)
@@ -45,7 +53,7 @@ def _refine_part(channels: Tensor, order: Tensor, keep: int, taken: Tensor | Non
         # (or nowhere) tie exactly, and outliers do not drown the rest in rounding.
         bounded = candidate.clamp(rival.amin(0), rival.amax(0))
         sampled = (rival, bounded) if taken is None else (rival[:, taken], bounded[:, taken])
-        chosen = _best_assignment(*sampled)
+        chosen = _best_assignment(*sampled, slabs)
         # V is rounded: move nothing for a difference that is not there in the exact terms.
         if _gain(rival, bounded[chosen]) > _gain(rival, bounded):
             places[place] = candidate[chosen]
@@ -53,17 +61,23 @@ def _refine_part(channels: Tensor, order: Tensor, keep: int, taken: Tensor | Non
     return order
 
 
-def _best_assignment(rival: Tensor, candidate: Tensor) -> Tensor:
+def _best_assignment(rival: Tensor, candidate: Tensor, slabs: Slabs) -> Tensor:
     groups = len(rival)
-    value = torch.zeros(groups, groups, dtype=torch.float64, device=rival.device)
-    sums = torch.empty(groups, groups, device=rival.device)  # (h, g), of some rows
-    step = max(1, _AT_ONCE // groups)
-    for start in range(0, rival.shape[1], step):
-        u, s = (part[:, start : start + step].contiguous() for part in (rival, candidate))
-        higher = torch.empty_like(u)
-        for h in range(groups):
-            torch.sum(torch.maximum(u, s[h], out=higher), 1, out=sums[h])
-        value += sums.T
+    turned = torch.empty(groups, groups, dtype=torch.float64, device=rival.device)  # V^T
+
+    def work(taken: slice) -> tuple[Tensor]:
+        value, step = torch.zeros_like(turned[taken]), max(1, _AT_ONCE // groups)
+        sums = torch.empty(value.shape, device=value.device)  # of some rows
+        for start in range(0, rival.shape[1], step):
+            u, s = (part[:, start : start + step].contiguous() for part in (rival, candidate[taken]))
+            higher = torch.empty_like(u)
+            for h in range(len(s)):
+                torch.sum(torch.maximum(u, s[h], out=higher), 1, out=sums[h])
+            value += sums
+        return (value,)
+
+    slabs.fill(candidate, work, turned)
+    value = turned.T
     # A constant taken from a row or column changes no choice, and zeros to start from make the solver 3 to 4x faster.
     cost = value.amax(1, keepdim=True) - value
     cost -= cost.amin(0, keepdim=True)

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.permute._assign import refine
 
 
 def deal(
     score: Tensor,
     pattern: Pattern,
+    slabs: Slabs = ALONE,
     *,
     channel_score: Literal["sum", "retained_layer", "retained_row"] = "sum",
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5,
@@ -33,6 +35,7 @@ def deal(
     Args:
         score: higher = keep.
         pattern: N kept of every M.
+        slabs: who weighs which channels of an assignment.
         channel_score: t_j is the `sum` of the channel's scores, or of those that an unstructured mask would retain,
             compared over the layer or in each row, with the count of the public code.
         sparsity: share that this unstructured mask prunes.
@@ -64,5 +67,5 @@ def deal(
         segments[1::2] = segments[1::2].flip(1)
     dealt = segments.T.reshape(-1)
     for _ in range(passes if assign else 0):
-        dealt = refine(score, dealt, pattern, blocks, rows=rows, widest=widest)
+        dealt = refine(score, dealt, pattern, blocks, slabs, rows=rows, widest=widest)
     return dealt

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.noted import Noted
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.core.rows import Importance, row_importance
+from eggs_ptp.core.slabs import ALONE, Slabs
 
 
 def expander_loss(
@@ -21,6 +21,7 @@ def expander_loss(
     pattern: Pattern,
     input_norm: Tensor,
     gram: Tensor,
+    slabs: Slabs = ALONE,
     *,
     B: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto",
     diagonal: Diagonal = "best",
@@ -43,6 +44,7 @@ def expander_loss(
         pattern: N kept of every M.
         input_norm: n_j, (in,).
         gram: (in, in).
+        slabs: who works on which rows.
         B: diagonal blocks per group, or "auto": of 0, 1, 2, 5, 10, 20, ..., out // M the number with the least loss,
             tried upwards until one does not lose less.
         diagonal: as in `expander`, "best" and "forced" by s.
@@ -67,8 +69,14 @@ def expander_loss(
     mask = keep_top(score, pattern)
     hessian = damped(gram, damping)
     dense = weight.to(hessian.dtype)
-    missed = dense * ~mask @ hessian
-    alone = dense * (2 * missed + torch.where(mask, hessian.diagonal(), -hessian.diagonal()) * dense)
+    gone, alone = dense * ~mask, dense.new_empty(dense.shape)
+    slabs.fill(dense, lambda rows: (_changes(dense[rows], gone[rows], hessian),), alone)
     importance = row_importance(score, weight, input_norm, pattern.group, rri, alpha)
-    found = connected(dense, hessian, mask, alone, importance, reading, B, lambda kept: dense * kept)
+    given = dense, hessian, mask, alone, importance, reading, B
+    found = connected(*given, lambda kept, rows: dense[rows] * kept[rows], slabs)
     return Noted(found.mask, found.facts)
+
+
+def _changes(weight: Tensor, gone: Tensor, hessian: Tensor) -> Tensor:
+    """Losses s of some rows, of whose weights those that are `gone` are pruned."""
+    return weight * (2 * gone @ hessian + hessian.diagonal() * (weight - 2 * gone))

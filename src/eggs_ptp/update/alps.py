@@ -10,7 +10,9 @@ from eggs_ptp.core.least_squares import least_squares, row_losses
 from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.errors import MethodError, NumericsError
+from eggs_ptp.update.pcg import pcg
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 _TOLERANCE = 1e-4  # of the final least squares, as in pcg
@@ -23,6 +25,7 @@ def alps(
     pattern: AnyPattern,
     gram: Tensor,
     tokens: Tensor | None = None,
+    slabs: Slabs = ALONE,
     *,
     damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01,
     rho: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1,
@@ -59,23 +62,23 @@ def alps(
     hessian = damped(gram, damping, tokens)
     dense = weight.to(hessian.dtype)
     pattern.check_width(dense.shape[1], "weight")
+    if dense.shape[1] > widest and wider == "refuse":
+        raise _too_wide(dense.shape[1], widest)
     if dense.shape[1] > widest:
-        if wider == "refuse":
-            raise _too_wide(dense.shape[1], widest)
-        found = sparsegpt(weight, None, pattern, gram, damping=damping)[1] if mask is None else mask
-        return least_squares(dense, found, hessian, dense, iterations, _TOLERANCE), found
-    scale = hessian.diagonal().sqrt()
-    scaled = dense * scale
-    start = keep_top(scaled.abs(), pattern) if mask is None else mask
-    first = scaled if mask is None else scaled * mask
-    sparse, support = _admm(scaled, hessian / scale / scale.unsqueeze(1), first, start, pattern, rho, rounds)
-    # Channels that never fired stand alone: the exact answer for them is known.
-    at = torch.where(gram.diagonal() == 0, dense, sparse / scale)
-    ends = [
-        (kept, least_squares(dense, kept, hessian, begin, iterations, _TOLERANCE))
-        for kept, begin in ((start, dense), (support, at))
-    ]
-    return _better(dense, hessian, *ends)
+        found = slabs.agreed(sparsegpt(weight, None, pattern, gram, damping=damping)[1]) if mask is None else mask
+        return pcg(weight, found, gram, None, tokens, slabs, iterations=iterations, damping=damping)
+    scale, unit, eigen = _scaled(hessian)
+    solved, chosen = dense.new_empty(dense.shape), torch.empty(dense.shape, dtype=torch.bool, device=dense.device)
+
+    def work(rows: slice) -> tuple[Tensor, Tensor]:
+        scaled = dense[rows] * scale
+        start, first = (keep_top(scaled.abs(), pattern), scaled) if mask is None else (mask[rows], scaled * mask[rows])
+        sparse, support = _admm(scaled @ unit, eigen, first, start, pattern, rho, rounds)
+        at = torch.where(gram.diagonal() == 0, dense[rows], sparse / scale)  # exact for channels that never fired
+        return _better(dense[rows], hessian, iterations, (start, dense[rows]), (support, at))
+
+    slabs.fill(dense, work, solved, chosen)
+    return solved, chosen
 
 
 def _too_wide(width: int, widest: int) -> MethodError:
@@ -86,29 +89,46 @@ def _too_wide(width: int, widest: int) -> MethodError:
 
 
 def _better(
-    weight: Tensor, hessian: Tensor, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+    weight: Tensor, hessian: Tensor, iterations: int, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Weight and mask, each row from the pair (mask, weight) that loses less there; `one` where they are even."""
-    before, after = (row_losses(weight - updated, hessian) for _, updated in (one, other))
+    """Weight and mask, solved from the pair (mask, weight) that then loses less, row by row; `one` where even."""
+    ends = [least_squares(weight, kept, hessian, begin, iterations, _TOLERANCE) for kept, begin in (one, other)]
+    before, after = (row_losses(weight - updated, hessian) for updated in ends)
     takes = (after < before).unsqueeze(1)
-    return torch.where(takes, other[1], one[1]), torch.where(takes, other[0], one[0])
+    return torch.where(takes, ends[1], ends[0]), torch.where(takes, other[0], one[0])
 
 
-def _admm(
-    weight: Tensor, hessian: Tensor, sparse: Tensor, start: Tensor, pattern: AnyPattern, rho: float, rounds: int
-) -> tuple[Tensor, Tensor]:
-    """D and its support, (out, in), for a Hessian of unit diagonal; rows leave once their support stands still."""
+def _scaled(hessian: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The roots of the diagonal, the Hessian over them, and the eigenvalues and vectors of that."""
+    scale = hessian.diagonal().sqrt()
+    unit = hessian / scale / scale.unsqueeze(1)
     try:
-        values, vectors = torch.linalg.eigh(hessian)
+        values, vectors = torch.linalg.eigh(unit)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise NumericsError(
             f"gram: its eigenvalues were not found ({error}); raise steps.update.damping, or take another update step"
         ) from error
-    result, support = sparse * start, start.clone()
-    rows = torch.arange(len(weight), device=weight.device)
-    penalty = torch.full((len(weight), 1), rho, dtype=weight.dtype, device=weight.device)
-    pull, dual, seen = weight @ hessian, torch.zeros_like(weight), start
-    kept_of_row = weight.shape[1] * pattern.density
+    return scale, unit, (values, vectors)
+
+
+def _admm(
+    pull: Tensor,
+    eigen: tuple[Tensor, Tensor],
+    sparse: Tensor,
+    start: Tensor,
+    pattern: AnyPattern,
+    rho: float,
+    rounds: int,
+) -> tuple[Tensor, Tensor]:
+    """D and its support, (rows, in), from `pull` = W H, H of unit diagonal with these eigenvalues and vectors.
+
+    Rows leave once their support stands still.
+    """
+    (values, vectors), result, support = eigen, sparse * start, start.clone()
+    rows = torch.arange(len(pull), device=pull.device)
+    penalty = torch.full((len(pull), 1), rho, dtype=pull.dtype, device=pull.device)
+    dual, seen = torch.zeros_like(pull), start
+    kept_of_row = pull.shape[1] * pattern.density
     for turn in range(1, rounds + 1):
         full = (pull - dual + penalty * sparse) @ vectors / (values + penalty) @ vectors.T
         sparse = full + dual / penalty

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.noted import Noted
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.core.rows import row_share
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.errors import MethodError
 
 _FIRST = 10  # iterations for the weights of the mask that comes
@@ -25,6 +27,7 @@ def connect(
     pattern: Pattern,
     gram: Tensor,
     tokens: Tensor | None = None,
+    slabs: Slabs = ALONE,
     *,
     B: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto",
     diagonal: Diagonal = "best",
@@ -57,21 +60,30 @@ def connect(
     Source: this project, after EGGS-PTP, arXiv:2508.09471.
     """
     if mask is None:
-        raise MethodError(
-            "steps.update: connect changes a mask, and there is none; give steps.select, or put it after a step that "
-            "chooses one, such as alps"
-        )
+        raise _without_mask()
     hessian = damped(gram, damping, tokens)
     dense, reading = weight.to(hessian.dtype), Reading(pattern, diagonal)
     begin = dense if start is None else start.to(hessian.dtype)
-    solved = least_squares(dense, mask, hessian, begin, _FIRST, _TOLERANCE)
-    alone, score = loss_alone(dense, solved, hessian)
-    importance = row_share(score, dense.square() * hessian.diagonal(), pattern.group)
+    solved, alone, score = (dense.new_empty(dense.shape) for _ in range(3))  # of the first two, rows that are ours
+    importance = dense.new_empty(len(dense), dense.shape[1] // pattern.group, dtype=torch.float64)
 
-    def solve(kept: Tensor) -> Tensor:
+    def judge(rows: slice) -> tuple[Tensor, Tensor]:
+        solved[rows] = least_squares(dense[rows], mask[rows], hessian, begin[rows], _FIRST, _TOLERANCE)
+        alone[rows], missed = loss_alone(dense[rows], solved[rows], hessian)
+        return missed, row_share(missed, dense[rows].square() * hessian.diagonal(), pattern.group)
+
+    def solve(kept: Tensor, rows: slice) -> Tensor:
         if kept is mask:
-            return solved
-        return least_squares(dense, kept, hessian, alone, iterations, _TOLERANCE)
+            return solved[rows]
+        return least_squares(dense[rows], kept[rows], hessian, alone[rows], iterations, _TOLERANCE)
 
-    found = connected(dense, hessian, mask, score, importance, reading, B, solve)
+    slabs.fill(dense, judge, score, importance)
+    found = connected(dense, hessian, mask, score, importance, reading, B, solve, slabs)
     return Noted((found.weight, found.mask), found.facts)
+
+
+def _without_mask() -> MethodError:
+    return MethodError(
+        "steps.update: connect changes a mask, and there is none; give steps.select, or put it after a step that "
+        "chooses one, such as alps"
+    )

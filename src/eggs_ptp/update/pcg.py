@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eggs_ptp.core.least_squares import least_squares
 from eggs_ptp.core.linalg import damped
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.errors import MethodError
 
 
@@ -17,6 +18,7 @@ def pcg(
     gram: Tensor,
     start: Tensor | None = None,
     tokens: Tensor | None = None,
+    slabs: Slabs = ALONE,
     *,
     iterations: Annotated[int, Field(ge=0)] = 20,
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01,
@@ -50,4 +52,10 @@ def pcg(
     dense = weight.to(hessian.dtype)
     # Inputs that never fired say nothing about their weights, nor about what an earlier step has made of them.
     begin = dense if start is None else torch.where(gram.diagonal() == 0, dense, start.to(hessian.dtype))
-    return least_squares(dense, mask, hessian, begin, iterations, tolerance), mask
+    solved = dense.new_empty(dense.shape)
+
+    def solve(rows: slice) -> tuple[Tensor]:
+        return (least_squares(dense[rows], mask[rows], hessian, begin[rows], iterations, tolerance),)
+
+    slabs.fill(dense, solve, solved)
+    return solved, mask

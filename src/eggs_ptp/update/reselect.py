@@ -10,6 +10,7 @@ from eggs_ptp.core.least_squares import least_squares, loss_alone, row_losses
 from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern
+from eggs_ptp.core.slabs import ALONE, Slabs
 from eggs_ptp.errors import MethodError
 
 _FIRST = 10  # iterations for the weights of the mask that comes
@@ -23,6 +24,7 @@ def reselect(
     pattern: AnyPattern,
     gram: Tensor,
     tokens: Tensor | None = None,
+    slabs: Slabs = ALONE,
     *,
     rounds: Annotated[int, Field(ge=0)] = 3,
     iterations: Annotated[int, Field(ge=1)] = 5,
@@ -51,7 +53,20 @@ def reselect(
         )
     hessian = damped(gram, damping, tokens)
     dense = weight.to(hessian.dtype)
-    solved = least_squares(dense, mask, hessian, dense if start is None else start, _FIRST, _TOLERANCE)
+    begin = dense if start is None else start
+    solved, kept = dense.new_empty(dense.shape), mask.new_empty(mask.shape)
+
+    def choose(rows: slice) -> tuple[Tensor, Tensor]:
+        return _reselected(dense[rows], mask[rows], hessian, begin[rows], pattern, rounds, iterations)
+
+    slabs.fill(dense, choose, solved, kept)
+    return solved, kept
+
+
+def _reselected(
+    dense: Tensor, mask: Tensor, hessian: Tensor, begin: Tensor, pattern: AnyPattern, rounds: int, iterations: int
+) -> tuple[Tensor, Tensor]:
+    solved = least_squares(dense, mask, hessian, begin, _FIRST, _TOLERANCE)
     kept, losses = mask.clone(), row_losses(dense - solved, hessian)
     rows = torch.arange(len(losses), device=losses.device)
     for _ in range(rounds):
