@@ -187,8 +187,12 @@ def test_the_model_without_its_head(folders, tmp_path):
 def test_the_whole_model_compiles_without_a_graph_break(folders):
     dense, packed = (load(folder) for folder in folders())
     torch._dynamo.reset()
-    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    alike, compiled = (torch.compile(model, fullgraph=True, backend="aot_eager") for model in (dense, packed))
     with torch.no_grad():
+        try:
+            alike(IDS, use_cache=False)
+        except torch._dynamo.exc.Unsupported:
+            pytest.skip("this torch does not compile this transformers' dense models either")
         logits = compiled(IDS, use_cache=False).logits
         torch.testing.assert_close(logits, dense(IDS, use_cache=False).logits, rtol=1e-4, atol=1e-4)
 
