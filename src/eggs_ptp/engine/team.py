@@ -284,6 +284,9 @@ def joined(device: str) -> Iterator[Ranks]:
         store, rank, count = next(rendezvous("env://", timeout=_TO_MEET))
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
+        store.set(f"joined {rank}", "")
+        if rank == 0:  # it has the store, which the others still need, and may end at once
+            store.wait([f"joined {other}" for other in range(count)], _TO_MEET)
     except (RuntimeError, ValueError) as error:
         raise TeamError(f"the {count} processes of this run do not find each other ({error}); see torchrun") from error
     team = Team(rank, count, place, store)
