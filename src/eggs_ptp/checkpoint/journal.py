@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eggs_ptp.checkpoint.interruption import deferred
 from eggs_ptp.checkpoint.record import RunRecord, versions
 from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.workplace import flush
@@ -131,13 +132,14 @@ class Journal:
                 checks[f"../{part.relative_to(self.folder)}"] = _check(part)
             (draft / _CHECKS).write_text(json.dumps(checks), encoding="utf-8")
             flush(draft)
-            draft.rename(path)
+            with deferred():  # who is told how many are kept is told of this one too
+                draft.rename(path)
+                self.entries.append(entry)
             flush(self.folder)
-            if self.entries:
-                shutil.rmtree(self._path(self.entries[-1].blocks) / _STREAM, ignore_errors=True)
+            for before in self.entries[-2:-1]:
+                shutil.rmtree(self._path(before.blocks) / _STREAM, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
-        self.entries.append(entry)
 
     def stream(self) -> dict[str, Iterator[Tensor]]:
         """The hidden states that enter the first block that is not finished, window by window."""
