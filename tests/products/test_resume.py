@@ -23,7 +23,13 @@ PRELOADED = [
     "eggs_ptp.cli.terminal",
     "transformers.models.llama.modeling_llama",
 ]
-COMMAND = "import sys; from eggs_ptp.cli.main import main; sys.exit(main({!r}))"
+# Ctrl-C is heard even where the tests run in the background, as a shell has its jobs there ignore it.
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from eggs_ptp.cli.main import main
+sys.exit(main({!r}))
+"""
 SEED = 7
 
 
