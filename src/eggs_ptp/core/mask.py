@@ -8,8 +8,9 @@ from torch import Tensor
 
 from eggs_ptp.core.pattern import AnyPattern, Pattern
 
-# Comparing all pairs costs M(M - 1)/2 passes over a group's columns; past this width sorting is cheaper.
-_WIDEST_PAIRWISE = 16
+# Up to this M a group is gone through column by column: M passes to count, M(M - 1)/2 to compare all pairs. Past it
+# reductions and sorting are cheaper.
+_WIDEST_BY_COLUMN = 16
 _IN_CACHE = 1 << 20  # scores compared at a time
 
 
@@ -70,7 +71,7 @@ def density(mask: Tensor) -> float:
 def _kept(mask: Tensor, pattern: Pattern) -> Tensor:
     pattern.check_width(mask.shape[1], "mask")
     grouped = mask.view(mask.shape[0], -1, pattern.group)  # (out, groups, M)
-    if pattern.group > _WIDEST_PAIRWISE:
+    if pattern.group > _WIDEST_BY_COLUMN:
         return grouped.sum(-1)
     return functools.reduce(torch.add, grouped.view(torch.int8).unbind(-1))  # ten times as fast
 
@@ -78,7 +79,7 @@ def _kept(mask: Tensor, pattern: Pattern) -> Tensor:
 def _keep_of_group(score: Tensor, pattern: Pattern) -> Tensor:
     grouped = score.reshape(score.shape[0], -1, pattern.group)  # (out, groups, M)
     pruned = pattern.group - pattern.keep
-    if pattern.group > _WIDEST_PAIRWISE:
+    if pattern.group > _WIDEST_BY_COLUMN:
         lowest = grouped.argsort(dim=-1, stable=True)[..., :pruned]
         kept = torch.ones(grouped.shape, dtype=torch.bool, device=score.device)
         return kept.scatter_(-1, lowest, False).view_as(score)
