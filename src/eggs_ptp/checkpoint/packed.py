@@ -15,6 +15,7 @@ from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.unpacked import Unpacked, is_packed
 from eggs_ptp.checkpoint.verify import read_manifest
 from eggs_ptp.core.layout import layout
+from eggs_ptp.core.mask import nonzeros
 from eggs_ptp.core.pack import floats, pack, quantise, structured
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.engine.fused import open_dense
@@ -142,7 +143,7 @@ def _write_packed(
             if values is not None:
                 packed = quantise(packed, values, where)
             if not torch.equal(now := floats(packed), plain):
-                rounded[matrix] = int(now.count_nonzero())
+                rounded[matrix] = nonzeros(now)
             for part, tensor in packed.tensors().items():
                 stream.put(f"{matrix}.{part}", tensor)
     own = {name.removesuffix(".weight"): found for name, found in matrices.items()}

@@ -12,6 +12,7 @@ from eggs_ptp.checkpoint.draft import MANIFEST, ORDERS
 from eggs_ptp.checkpoint.record import fault_of
 from eggs_ptp.checkpoint.unpacked import open_shards
 from eggs_ptp.core.finite import finite
+from eggs_ptp.core.mask import nonzeros
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.engine.fused import open_dense
 from eggs_ptp.engine.shards import Shards
@@ -151,7 +152,7 @@ def _matrix_checks(shards: Shards, matrices: list[dict[str, Any]], orders: Shard
                 continue
             weight = weight[:, order]
         check = _pattern_check(name, weight, parse_pattern(str(matrix["pattern"])), matrix["density"])
-        expected, found = matrix.get("nonzero"), int(weight.count_nonzero())
+        expected, found = matrix.get("nonzero"), nonzeros(weight)
         if check.ok and expected is not None and found != expected:
             check = Check(name, False, f"{found} weights are not zero, recorded were {expected}")
         yield check

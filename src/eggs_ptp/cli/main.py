@@ -1,5 +1,6 @@
 """The command `eggs`. Little is imported before `main` runs, so that Ctrl-C is one line from the start."""
 
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminated = True
         raise KeyboardInterrupt
 
+    # Read by torch at its first tensor: memory of 2 MB and more in large pages, of which a run has less to clear.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     before = None
     try:
         if threading.current_thread() is threading.main_thread():

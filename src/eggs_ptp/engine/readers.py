@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from eggs_ptp.core.mask import density
+from eggs_ptp.core.mask import density, nonzeros
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.event import Event
@@ -112,10 +112,10 @@ def _finished(
         "pattern": str(job.pattern),
         "method": job.method.method.name,
         "density": density(pruned.mask),
-        "nonzero": int(stored.count_nonzero()),
+        "nonzero": nonzeros(stored),
         "permuted": pruned.order is not None,
         "in_order": isinstance(job.pattern, Pattern) and (pruned.order is None or run.folded is not None),
-        "updated": not job.method.steps.keys().isdisjoint(("correct", "update")),
+        "updated": job.method.updates,
         "output_error": error,
         "seconds": seconds,
         **pruned.facts,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.calibration.windows import Windows
 from eggs_ptp.core.finite import finite
+from eggs_ptp.core.mask import nonzeros
 from eggs_ptp.engine.block_result import BlockResult
 from eggs_ptp.engine.capture import Inputs, capture
 from eggs_ptp.engine.counted import Counted
@@ -170,7 +171,7 @@ class Run:
         tuned = {f"{self.skeleton.block_name(index)}.{path}" for path in result.masks}
         for record in result.records:
             if record["name"] in tuned:
-                nonzero = int(result.tensors[f"{record['name']}.weight"].count_nonzero())
+                nonzero = nonzeros(result.tensors[f"{record['name']}.weight"])
                 record.update(tune=facts, nonzero=nonzero, updated=True)
         result.masks.clear()
 

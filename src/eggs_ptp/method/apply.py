@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eggs_ptp.core.finite import finite
-from eggs_ptp.core.mask import density, satisfies, violations
+from eggs_ptp.core.mask import density, satisfies, violations, zeroed
 from eggs_ptp.core.noted import Fact, Noted
 from eggs_ptp.core.order import check, invert, take_columns
 from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
@@ -218,8 +218,9 @@ class _Work:
             raise MethodError(f"{self.job.name}: the mask of method {self.job.method.method.name!r} is not {pattern}")
         if self.order is not None:
             back = invert(self.order)
-            weight, mask = take_columns(weight, back), mask.gather(1, back.expand_as(mask))
-        weight = torch.where(mask, weight, 0.0)
+            mask = mask.gather(1, back.expand_as(mask))
+            weight = take_columns(weight, back) if self.job.method.updates else self.job.weight
+        weight = zeroed(weight, mask)
         if not finite(weight):
             raise NumericsError(f"{self.job.name}: the updated weight holds NaN or infinity")
         return Pruned(weight, mask, self.order, self.facts, self.seconds)

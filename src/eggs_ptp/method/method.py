@@ -113,6 +113,11 @@ class BoundMethod:
         return any(STATISTICS[name].side == "dense" for name in self.statistics)
 
     @property
+    def updates(self) -> bool:
+        """Whether kept weights may become others than they were."""
+        return not self.steps.keys().isdisjoint(("correct", "update"))
+
+    @property
     def tune(self) -> Bound | None:
         """The step that tunes whole blocks."""
         return next((step for step in self.links if step.slot == "tune"), None)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from eggs_ptp.core.order import check, invert
+from eggs_ptp.core.order import check, invert, take_columns
 from eggs_ptp.errors import MethodError, ModelError
 from eggs_ptp.models.family import Family, Rows
 from eggs_ptp.models.heads import Heads
@@ -58,7 +58,7 @@ class Fold:
             MethodError: an order of another number of channels than the tensor has.
         """
         for axis, order in self._moved(name, tensor):
-            tensor = tensor.index_select(axis, order.to(tensor.device))
+            tensor = _taken(tensor, axis, order)
         return tensor
 
     def pieces(self, name: str, rows: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -69,7 +69,7 @@ class Fold:
             return
         for piece in rows:
             for axis, order in enumerate(others, 1):
-                piece = piece if order is None else piece.index_select(axis, order.to(piece.device))
+                piece = piece if order is None else _taken(piece, axis, order)
             yield piece
 
     def undo(self, name: str, tensor: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Fold:
             MethodError: as `apply`.
         """
         for axis, order in self._moved(name, tensor):
-            tensor = tensor.index_select(axis, invert(order).to(tensor.device))
+            tensor = _taken(tensor, axis, invert(order))
         return tensor
 
     def _moved(self, name: str, tensor: Tensor) -> list[tuple[int, Tensor]]:
@@ -121,6 +121,12 @@ class Fold:
             return self.heads.rows(order, axis.rows)
         # What is read has every query head, what is written has not.
         return self.heads.spread(order) if self.family.reach[str(axis.space)] == "head" else order
+
+
+def _taken(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
+    if axis == tensor.dim() - 1:
+        return take_columns(tensor, order)
+    return tensor.index_select(axis, order.to(tensor.device))
 
 
 def space_key(family: Family, block: str, space: str) -> str:
