@@ -101,12 +101,19 @@ class Observation:
     def sample(self, tokens: Tensor) -> None:
         self._parts = [tokens]
 
-    def output_error(self, dense: Tensor, pruned: Tensor) -> float:
-        """||X (W - W')^T||^2 / ||X W^T||^2 over the sampled tokens; 0 where both vanish."""
+    def output_error(self, dense: Tensor, pruned: Tensor, dtype: torch.dtype) -> float:
+        """||X (W - W')^T||^2 / ||X W^T||^2 over the sampled tokens; 0 where both vanish.
+
+        Outputs are computed in `dtype`, that of the activations, as the block computes them.
+        """
+        sample = self.sample.to(dtype)
+
+        def energy(weight: Tensor) -> float:
+            return float((sample @ weight.to(dtype).T).float().square().sum(dtype=torch.float64))
+
         lost = whole = 0.0
         for was, now in zip(dense.split(_ROWS), pruned.split(_ROWS), strict=True):
-            lost += float((self.sample @ (was - now.float()).T).square().sum(dtype=torch.float64))
-            whole += float((self.sample @ was.T).square().sum(dtype=torch.float64))
+            lost, whole = lost + energy(was - now.float()), whole + energy(was)
         return lost / whole if whole > 0 else 0.0
 
 

@@ -103,7 +103,7 @@ def _finished(
     error = None
     if seen is not None:
         with run.stages.timed("error"):
-            error = seen.output_error(job.weight, stored)
+            error = seen.output_error(job.weight, stored, run.dtype)
     for slot, spent in pruned.seconds.items():
         run.stages.add(slot, spent)
     record = {
