@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "ROW"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command `eggs` does; for all rows, the peer's too
     if given.one:
         folder, row = Path(given.one[0]), given.one[1]
         what = (given.dtype, given.windows) if row == BLOCKS else (row, given.dtype, given.limit, given.windows)

@@ -86,3 +86,25 @@ def test_the_search_takes_the_least_loss_on_the_way_up(losses, best, tried):
     assert len(seen) == tried
     assert torch.equal(found.mask, seen[[0, 1, 2, 5, 10].index(best)])
     assert torch.equal(seen[0], mask)
+
+
+def test_of_many_rows_a_slab_in_every_quarter_decides():
+    """Losses fall elsewhere too, for which nothing is solved before there is a decision."""
+    rows, slab = 2048, 256
+    score = torch.rand(rows, 128, generator=torch.Generator().manual_seed(0))
+    mask, importance, dense = keep_top(score, READING.pattern), score[:, :32].double(), torch.ones(rows, 128)
+    seen: list[tuple[int, slice]] = []
+
+    def solve(kept: torch.Tensor, part: slice) -> torch.Tensor:
+        seen.append((int((kept != mask).any()), part))
+        return dense[part] * kept[part]
+
+    found = connected(dense, torch.eye(128), mask, score, importance, READING, "auto", solve)
+    assert found.facts["B"] == 0  # every mask loses the same, so the fewest
+    assert [(changed, part.start // slab) for changed, part in seen] == [
+        *((0, start) for start in (0, 2, 4, 6)),
+        *((1, start) for start in (0, 2, 4, 6)),
+        *((0, start) for start in (1, 3, 5, 7)),
+    ]
+    assert torch.equal(found.weight, dense * mask)
+    assert found.facts["layer_loss"] == 0.5

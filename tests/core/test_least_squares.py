@@ -26,7 +26,8 @@ def test_it_solves_every_row():
 def test_the_loss_of_each_weight_alone():
     weight, mask, hessian = case()
     solved = weight * mask * 0.7
-    alone, score = loss_alone(weight, solved, hessian)
+    alone, score, losses = loss_alone(weight, solved, hessian)
+    assert_close(losses, oracle.losses(weight, solved, hessian))
     for i, j in ((0, 0), (1, 3), (2, 7)):
         best, without = solved.clone(), solved.clone()
         best[i, j], without[i, j] = alone[i, j], 0.0
@@ -41,6 +42,6 @@ def test_the_loss_of_each_weight_alone():
 def test_an_input_without_variance_says_nothing():
     weight, _, hessian = case()
     hessian[:, 2], hessian[2] = 0.0, 0.0
-    alone, score = loss_alone(weight, weight * 0.5, hessian)
+    alone, score, _ = loss_alone(weight, weight * 0.5, hessian)
     assert torch.equal(alone[:, 2], weight[:, 2] * 0.5)
     assert not score[:, 2].any()

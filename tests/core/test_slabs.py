@@ -4,7 +4,7 @@ import pytest
 import torch
 from beside import side_by_side
 
-from eggs_ptp.core.slabs import ALONE, AT_ONCE, Slabs, cut
+from eggs_ptp.core.slabs import ALONE, AT_ONCE, Slabs, cut, quarters
 
 SHAPES = [(1, 1), (64, 4096), (127, 2048), (128, 1024), (512, 1408), (1408, 512), (1000, 1000), (28672, 8192)]
 SHAPES += [(8192, 28672), (3, AT_ONCE + 1), (100_000, 8)]
@@ -24,6 +24,16 @@ def test_small_matrices_are_not_cut():
     assert [len(cut(*shape)) for shape in ((127, 2048), (128, 1023), (128, 1024), (2048, 64))] == [1, 1, 4, 4]
     assert len(cut(8192, 8192)) == 32
     assert len(cut(8192, 28672)) == 60
+
+
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_a_quarter_is_seen_by_its_first_slab(rows, columns):
+    slabs, seen = cut(rows, columns), quarters(rows, columns)
+    if len(slabs) <= 4:
+        assert seen == slabs
+    elif len(slabs) % 4 == 0:
+        assert [slab.start for slab in seen] == [rows * quarter // 4 for quarter in range(4)]
+    assert set(map(str, seen)) <= set(map(str, slabs))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])

@@ -11,7 +11,7 @@ from eggs_ptp.core.blocks import Reading
 from eggs_ptp.core.least_squares import row_losses
 from eggs_ptp.core.noted import Fact
 from eggs_ptp.core.rows import lowest_rows
-from eggs_ptp.core.slabs import ALONE, Slabs
+from eggs_ptp.core.slabs import ALONE, Slabs, quarters
 
 _ELEMENTS = 1 << 21  # scores put into blocks at a time: bounds the memory beside the matrix itself
 
@@ -73,15 +73,20 @@ def connected(
 ) -> Connected:
     """`mask` with B blocks per group; "auto", with the B of least loss, of equal ones the least.
 
-    The loss is tr((W - W') H (W - W')^T). `solve(mask, rows)` gives those rows of the weights W' (out, in) that
-    go with a mask. "auto" tries 0, 1, 2, 5, 10, 20, ... blocks and all that there are, and ends with the first that
-    does not lose less.
+    The loss is tr((W - W') H (W - W')^T) of the rows in `quarters`. `solve(mask, rows)` gives those rows of the weights
+    W' (out, in) that go with a mask. "auto" tries 0, 1, 2, 5, 10, 20, ... blocks and all that there are, and ends with
+    the first that does not lose less.
     """
     most = len(dense) // reading.height
+    looked_at = {rows.start for rows in quarters(*dense.shape)}
 
     def lost(change: Callable[[slice], Tensor]) -> float:
-        losses = dense.new_empty(len(dense))
-        slabs.fill(dense, lambda rows: (row_losses(change(rows), hessian),), losses)
+        losses = dense.new_zeros(len(dense))
+
+        def work(rows: slice) -> tuple[Tensor]:
+            return (row_losses(change(rows), hessian) if rows.start in looked_at else losses[rows],)
+
+        slabs.fill(dense, work, losses)
         return math.fsum(losses.tolist())  # exact, so the same on all processors
 
     def weighed(found: Tensor, used: int) -> tuple[float, int, Tensor, Tensor]:
@@ -106,6 +111,9 @@ def connected(
         best = tried
     energy = lost(lambda rows: dense[rows])
     loss, used, weight, kept = best
+    for rows in slabs.slabs_of(dense, slabs.rank):
+        if rows.start not in looked_at:
+            weight[rows] = solve(kept, rows)
     slabs.spread(dense, weight)
     facts: dict[str, Fact] = {"B": used, "diagonal_rows": used * reading.height}
     facts |= {"layer_loss": loss / energy if energy else 0.0, "layer_loss_B0": none[0] / energy if energy else 0.0}

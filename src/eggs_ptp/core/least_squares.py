@@ -11,14 +11,15 @@ def row_losses(change: Tensor, hessian: Tensor) -> Tensor:
     return (change @ hessian * change).sum(1)
 
 
-def loss_alone(dense: Tensor, solved: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The best value x_ij of each weight with all others as `solved`, and what the loss gains by it against 0.
+def loss_alone(dense: Tensor, solved: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The best value x_ij of each weight with all others as `solved`, what it saves against 0, and each row's loss.
 
-    x = W' + (W - W') H / diag H and H_jj x_ij^2, both (out, in), 1/0 read as 0.
+    x = W' + (W - W') H / diag H and H_jj x_ij^2, both (out, in), 1/0 read as 0; as `row_losses` of W - W', (out,).
     """
-    diagonal = hessian.diagonal()
-    alone = solved + (dense - solved) @ hessian * torch.where(diagonal > 0, diagonal.reciprocal(), 0.0)
-    return alone, alone.square() * diagonal
+    diagonal, change = hessian.diagonal(), dense - solved
+    pull = change @ hessian
+    alone = solved + pull * torch.where(diagonal > 0, diagonal.reciprocal(), 0.0)
+    return alone, alone.square() * diagonal, (pull * change).sum(1)
 
 
 def least_squares(

@@ -24,6 +24,15 @@ def cut(rows: int, columns: int) -> list[slice]:
     return [slice(*both) for both in pairwise(ends)]
 
 
+def quarters(rows: int, columns: int) -> list[slice]:
+    """The first slab of every quarter of a matrix: all of them up to 1024 rows, a sample of it beyond.
+
+    It is shared out as evenly as the whole is.
+    """
+    slabs = cut(rows, columns)
+    return slabs[:: max(1, len(slabs) // _SLABS)]
+
+
 class Slabs:
     """One process that works on all slabs of a matrix; its subclass is one of `count` who do so together.
 

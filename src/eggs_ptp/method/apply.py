@@ -213,14 +213,13 @@ class _Work:
         weight, mask = self._data["weight"], self.read("mask")
         if "update" in self.steps:
             weight, mask = self.run("update")
-        pattern = self.job.pattern
-        if isinstance(pattern, Pattern) and self.job.mask is None and not satisfies(mask, pattern):
+        if isinstance(pattern := self.job.pattern, Pattern) and self.job.mask is None and not satisfies(mask, pattern):
             raise MethodError(f"{self.job.name}: the mask of method {self.job.method.method.name!r} is not {pattern}")
         if self.order is not None:
             back = invert(self.order)
             mask = mask.gather(1, back.expand_as(mask))
             weight = take_columns(weight, back) if self.job.method.updates else self.job.weight
-        weight = zeroed(weight, mask)
+        weight = zeroed(weight.float(), mask)
         if not finite(weight):
             raise NumericsError(f"{self.job.name}: the updated weight holds NaN or infinity")
         return Pruned(weight, mask, self.order, self.facts, self.seconds)

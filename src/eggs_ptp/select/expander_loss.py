@@ -46,7 +46,7 @@ def expander_loss(
         gram: (in, in).
         slabs: who works on which rows.
         B: diagonal blocks per group, or "auto": of 0, 1, 2, 5, 10, 20, ..., out // M the number with the least loss,
-            tried upwards until one does not lose less.
+            tried upwards until one does not lose less; `connect` says of which rows.
         diagonal: as in `expander`, "best" and "forced" by s.
         block: as in `expander`.
         offset: as in `expander`, "best" by s.
@@ -56,7 +56,7 @@ def expander_loss(
 
     Returns:
         Keep mask, bool (out, in). Facts: B, diagonal_rows per group, layer_loss and layer_loss_B0 as shares of
-        tr(W H W^T).
+        tr(W H W^T), of the same rows.
 
     Raises:
         PatternError: the pattern does not define that diagonal or block.

@@ -43,14 +43,14 @@ def connect(
     min(B, out // M) connections ("best", "circulant": N times as many).
 
     `B` "auto" is the number, of 0, 1, 2, 5, 10, 20, ..., out // M, with the least loss tr((W - W') H (W - W')^T), tried
-    upwards, with `iterations` of least squares each, until one does not lose less. On two models with 64 to 384 rows it
-    grows with the rows and halves at 4:8: after RIA's mask 1 at 64 rows, 3 at 128, 6 and 18 at 320 and 384 for 2:4
-    (means); after masks that the loss has chosen (reselect) 0 to 2. `diagonal` and
-    `damping` are as in `expander` and `pcg`; "best" is by s.
+    upwards, with `iterations` of least squares each, until one does not lose less; where there are more than 1024 rows,
+    it is the loss of up to 256 at the start of each quarter of them. On two models with 64 to 384 rows it grows with
+    the rows and halves at 4:8: after RIA's mask 1 at 64 rows, 3 at 128, 6 and 18 at 320 and 384 for 2:4 (means); after
+    masks that the loss has chosen (reselect) 0 to 2. `diagonal` and `damping` as in `expander`, `pcg`; "best" is by s.
 
     `weight`, `mask` and `start`, the weights of an update step before (out, in), columns permuted already; `gram`
     (in, in), made of `tokens`. Returns weight (float32) and mask; facts: B, diagonal_rows per group, layer_loss and
-    layer_loss_B0 as shares of tr(W H W^T).
+    layer_loss_B0 as shares of tr(W H W^T), of the same rows.
 
     Raises:
         MethodError: there is no mask.
@@ -61,15 +61,15 @@ def connect(
     """
     if mask is None:
         raise _without_mask()
-    hessian = damped(gram, damping, tokens)
-    dense, reading = weight.to(hessian.dtype), Reading(pattern, diagonal)
+    hessian, reading = damped(gram, damping, tokens), Reading(pattern, diagonal)
+    dense = weight.to(hessian.dtype)
     begin = dense if start is None else start.to(hessian.dtype)
     solved, alone, score = (dense.new_empty(dense.shape) for _ in range(3))  # of the first two, rows that are ours
     importance = dense.new_empty(len(dense), dense.shape[1] // pattern.group, dtype=torch.float64)
 
     def judge(rows: slice) -> tuple[Tensor, Tensor]:
         solved[rows] = least_squares(dense[rows], mask[rows], hessian, begin[rows], _FIRST, _TOLERANCE)
-        alone[rows], missed = loss_alone(dense[rows], solved[rows], hessian)
+        alone[rows], missed, _ = loss_alone(dense[rows], solved[rows], hessian)
         return missed, row_share(missed, dense[rows].square() * hessian.diagonal(), pattern.group)
 
     def solve(kept: Tensor, rows: slice) -> Tensor:

@@ -67,18 +67,17 @@ def _reselected(
     dense: Tensor, mask: Tensor, hessian: Tensor, begin: Tensor, pattern: AnyPattern, rounds: int, iterations: int
 ) -> tuple[Tensor, Tensor]:
     solved = least_squares(dense, mask, hessian, begin, _FIRST, _TOLERANCE)
-    kept, losses = mask.clone(), row_losses(dense - solved, hessian)
-    rows = torch.arange(len(losses), device=losses.device)
+    kept, rows = mask.clone(), torch.arange(len(mask), device=mask.device)
     for _ in range(rounds):
         if not len(rows):
             break
-        alone, score = loss_alone(dense[rows], solved[rows], hessian)
+        alone, score, before = loss_alone(dense[rows], solved[rows], hessian)
         found = keep_top(score, pattern)
         moved = (found != kept[rows]).any(1)
-        rows, alone, found = rows[moved], alone[moved], found[moved]
+        rows, alone, found, before = (part[moved] for part in (rows, alone, found, before))
         tried = least_squares(dense[rows], found, hessian, alone, iterations, _TOLERANCE)
         after = row_losses(dense[rows] - tried, hessian)
-        better = after < losses[rows]
+        better = after < before
         rows = rows[better]
-        solved[rows], kept[rows], losses[rows] = tried[better], found[better], after[better]
+        solved[rows], kept[rows] = tried[better], found[better]
     return solved, kept
