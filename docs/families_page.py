@@ -80,7 +80,7 @@ layer instead. `eggs.json` has for every expert's matrix how many `tokens` were 
   elsewhere. Of experts, methods that compare correct nothing; of attention they do.
 - A variance within windows (`input_var_within`) takes the tokens of a batch that an expert is sent for one window.
 - Experts that a checkpoint stores fused (`gate_up_proj` and `down_proj` with three axes) are read as matrices of their own,
-  a slice at a time. The output has them one by one, as `save_pretrained` writes them; transformers loads both.
+  a slice at a time, and fused again as a block is written: the output has the names and shapes of its source.
 - Packed, a layer's experts are modules of their own in transformers, too; all or none of a layer's are packed.
 
 ## Without a family

@@ -120,13 +120,12 @@ class _Written:
     def _write(self, draft: Draft, entry: Entry, result: BlockResult) -> Path:
         tensors = {name: self.fold.apply(name, tensor) for name, tensor in result.tensors.items()}
         _check_cast(tensors)
-        part = draft.write_block(result.index, tensors)
         pruned = {f"{matrix['name']}.weight" for matrix in result.records}
         entry.tuned = sorted(result.tuned - pruned)
         entry.untouched = {n: sha256_of(t) for n, t in tensors.items() if n not in pruned | result.tuned}
         self.record.untouched.update(entry.untouched)
         self.record.tuned.extend(entry.tuned)
-        return part
+        return draft.write_block(result.index, self.run.shards.restored(tensors))
 
     def _take(self, entry: Entry) -> None:
         """Take over what an entry says; of a block that has just run, orders and records are all that it has."""

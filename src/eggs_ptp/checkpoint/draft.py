@@ -173,13 +173,13 @@ class Draft:
         """Add everything that is not in a block, and move the folder into place.
 
         Tensors outside the blocks, some rows at a time as `change` gives them by name, config, generation config and
-        tokenizer files are the source's own, byte for byte.
+        tokenizer files are the source's own, byte for byte. Names and shapes are those that the source is stored by.
 
         Raises:
             CheckpointError: something cannot be written; the previous output is untouched.
         """
         try:
-            self._gather(shards, change)
+            self._gather(shards.as_stored, change)
             if orders:
                 (self.folder / "eggs").mkdir()
                 save_tensors(orders, self.folder / ORDERS)

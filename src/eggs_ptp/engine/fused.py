@@ -66,6 +66,24 @@ class Separate(Shards):
             return self._stored_as.read(part.tensor)
         return self._stored_as.rows(part.tensor, part.number, part.number + 1)[0, part.start : part.stop]
 
+    @property
+    def as_stored(self) -> Shards:
+        """The folder with its fused experts."""
+        return self._stored_as
+
+    def restored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of whole blocks with their experts fused again; matrices go as they are put into place."""
+        found: dict[str, Tensor] = {}
+        for name in [*tensors]:
+            part, tensor = self._parts.get(name), tensors.pop(name)
+            if part is None or part.number is None:
+                found[part.tensor if part else name] = tensor
+                continue
+            if part.tensor not in found:
+                found[part.tensor] = torch.empty(self._stored_as.shape(part.tensor), dtype=tensor.dtype)
+            found[part.tensor][part.number, part.start : part.stop] = tensor
+        return found
+
 
 def open_dense(folder: Path, ties: Mapping[str, str] | None = None) -> Shards:
     """The tensors of a dense folder, experts as matrices of their own however it stores them.
