@@ -30,6 +30,10 @@ through the finished blocks, would cost time with the square of the depth, and s
 anyway: it is not offered. Several GPUs are used by one process each ([scaling](scaling.md)), not by spreading layers.
 
 `eggs plan --memory SIZE` says what would be in memory without reading a weight.
+
+On Linux `eggs` has torch take memory of 2 MB and more in large pages (`THP_MEM_ALLOC_ENABLE=1`, unless it is set): large
+tensors come and go all the time, and clearing small pages takes the system half as long as the work on them. From
+Python, set it before the first tensor is made.
 """
 
 
