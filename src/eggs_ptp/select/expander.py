@@ -15,7 +15,7 @@ from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.core.rows import Importance, row_importance
 
 _CACHED = 1 << 18  # scores added up at a time in float64: fits a cache
-_FIRST_SPAN = 16  # blocks of each group that B = "auto" looks at first; then as many again, and so on
+_FIRST_SPAN = 64  # blocks of each group that B = "auto" looks at first; then as many again, and so on
 
 
 def expander(
