@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eggs_ptp.core.slabs import cut
+from eggs_ptp.core.slabs import cut, quarters
 from eggs_ptp.engine.turn import EVEN
 
 RECORD = Path(__file__).parent / "results" / "scaling.json"
 FP64, FP32, BF16, LINK, DISK = 67e12, 67e12, 989e12, 50e9, 5e9  # of one H100: operations a second; bytes a second
 USED = 0.5  # of the peak, by large matrix products
-PRODUCTS = 70  # with every Gram matrix, at most: 36 of reselect and 34 of connect
+PRODUCTS = 37  # with every Gram matrix, at most: 19 of reselect, 12 of connect before it chooses B and 6 after that
+TRIED = 49  # of the rows that it chooses by: seven numbers of blocks, seven products each
 # Bytes of a weight that all ranks solve for: cross 4, corrected 4, weight and mask of reselect 5, score and importance 6,
 # weight 4, masks 3.
 EXCHANGED = 26
@@ -56,6 +57,14 @@ class Shape(NamedTuple):
             whole += sum(loads)
         return most / whole
 
+    def solving(self, count: int) -> float:
+        """Operations of products with Gram matrices of the rank with most of them."""
+        whole = tried = 0.0
+        for rows, width in (shape for turn in self.turns for shape in turn):
+            whole += 2 * rows * width**2
+            tried += 2 * sum(slab.stop - slab.start for slab in quarters(rows, width)) * width**2
+        return PRODUCTS * whole * self.share(count) + TRIED * tried / min(count, 4)
+
     def shared(self, count: int) -> int:
         """Weights that all ranks solve for together."""
         return sum(rows * width for turn in self.turns if is_shared(turn, count) for rows, width in turn)
@@ -86,14 +95,13 @@ def predicted(
     passes = (3.5 if solves else 2.0) * 2 * tokens * shape.weights / (USED * (BF16 if bf16 else FP32) * count)
     widths = [turn[0][1] for turn in shape.turns]
     grams = sum(tokens * (width * (width + 256) + 2 * shape.hidden * width) for width in widths)
-    solving = PRODUCTS * sum(2 * rows * width**2 for turn in shape.turns for rows, width in turn) / (USED * FP32)
     sums, together = shape.sum_bytes(solves), shape.shared(count) if solves else 0
     per_block = {
         "read": 2 * shape.weights / DISK,
         "passes": passes,
         "Gram": grams / (USED * FP32 * count) if solves else 0.0,
         "sum": 2 * (sums + (count - 1) * min(LOAD, sums)) / LINK if count > 1 else 0.0,
-        "solving": solving * shape.share(count) if solves else 0.0,
+        "solving": shape.solving(count) / (USED * FP32) if solves else 0.0,
         "factors": sum(width**3 / 3 for turn in shape.turns for _, width in turn) / (USED * FP64) if solves else 0.0,
         "exchange": EXCHANGED * together / LINK,
         "share": 2 * (shape.weights - together) / LINK if count > 1 else 0.0,
@@ -155,7 +163,8 @@ def _checked(record: Mapping[str, Any]) -> str:
             }
             solves = method == "eggs+"
             moved = block.sum_bytes(solves) * block.layers
-            solving = (f"{ratio[_SOLVING]:.2f}", f"{block.share(count):.2f}") if solves else ("-", "-")
+            share = block.solving(count) / block.solving(1)
+            solving = (f"{ratio[_SOLVING]:.2f}", f"{share:.2f}") if solves else ("-", "-")
             rows.append(
                 f"| `{method}` | {count} | {ratio[_PASSES]:.2f} | {1 / count:.2f} | {' | '.join(solving)} | "
                 f"{moved / 1e6:.2f} MB | {2 * moved / stage['sum'] / 1e9:.2f} |"
