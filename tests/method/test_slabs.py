@@ -55,6 +55,19 @@ def test_who_works_on_which_rows_makes_no_difference(small_slabs, method, count)
     assert max(one.worked for one in workers) <= (-(-4 // count) / 4 + 0.02) * workers[0].filled
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("method", ["eggs+", "ria_cp+expander_loss", "wanda+connect"])
+def test_nor_does_it_where_some_rows_decide_for_all(monkeypatch, small_slabs, method, count):
+    monkeypatch.setattr(slabs_module, "_MOST_ROWS", 4)
+    assert len(slabs_module.quarters(*WEIGHT.shape)) == 4 < len(slabs_module.cut(*WEIGHT.shape))
+    alone = pruned(method, ALONE)
+    found, _ = side_by_side(count, lambda slabs: pruned(method, slabs))
+    for result in found:
+        assert torch.equal(result.weight, alone.weight)
+        assert torch.equal(result.mask, alone.mask)
+        assert result.facts == alone.facts
+
+
 @pytest.mark.parametrize("method", METHODS_BY_SLABS)
 def test_slabs_change_no_more_than_rounding(monkeypatch, small_slabs, method):
     cut = pruned(method, ALONE)
