@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import selection
 
-from eggs_ptp.core.mask import density, keep_top, satisfies, violations
+from eggs_ptp.core.mask import density, keep_top, nonzeros, satisfies, violations, zeroed
 from eggs_ptp.core.pattern import Pattern, Unstructured
 from eggs_ptp.errors import PatternError
 
@@ -105,3 +105,17 @@ def test_satisfies_wants_exactly_n_and_violations_counts_groups_with_more():
     assert violations(mask[:1], pattern) == 0
     assert satisfies(mask[:1, :4], pattern)
     assert density(mask) == 8 / 16
+
+
+def test_what_is_pruned_is_plus_zero_and_what_is_kept_keeps_its_bits():
+    weight = torch.tensor([[-1.5, -0.0, 3e-45, torch.inf], [torch.nan, -2.0, 0.0, -torch.inf]])
+    mask = torch.tensor([[True, True, True, False], [False, False, True, True]])
+    found = zeroed(weight, mask)
+    assert torch.equal(found.view(torch.int32), torch.where(mask, weight, 0.0).view(torch.int32))
+    assert torch.equal(zeroed(weight.T, mask.T), found.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_zeros_of_either_sign_are_none(dtype):
+    weight = torch.tensor([[0.0, -0.0, 1.0], [torch.nan, 6e-8, -torch.inf]]).to(dtype)
+    assert nonzeros(weight) == int(weight.count_nonzero()) == 4

@@ -39,3 +39,14 @@ def test_place_i_holds_the_channel_that_order_names():
 def test_what_is_no_order_is_refused_by_name(order):
     with pytest.raises(MethodError, match=r"model\.layers\.3"):
         orders.check(order, 3, "model.layers.3")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.float64])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_columns_are_taken_bit_for_bit_whatever_their_type(dtype, shape, kind):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    order = torch.tensor([4, 0, 5, 1, 3, 2], dtype=kind)
+    assert torch.equal(orders.take_columns(matrix, order), matrix[..., order.long()])
+    slanted = matrix[..., None].expand(*shape, 6).mT  # no contiguous one
+    assert torch.equal(orders.take_columns(slanted, order), slanted[..., order.long()])

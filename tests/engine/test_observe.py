@@ -1,5 +1,6 @@
 """Statistics of a block's activations, against hooks of the test's own."""
 
+import pytest
 import torch
 
 from eggs_ptp.engine.capture import capture
@@ -58,6 +59,18 @@ def test_the_sample_is_evenly_spaced_and_independent_of_the_batches(tiny):
     whole = calls["self_attn.q_proj"][0].flatten(0, 1)
     torch.testing.assert_close(one["attention_in"].sample, whole[::2])
     torch.testing.assert_close(two["attention_in"].sample, whole[::2])
+
+
+def test_the_output_error_is_that_of_the_sample_in_either_type(tiny):
+    seen, _ = _run(tiny, WANTS, batch=6)
+    observation = seen["mlp"]
+    weight = torch.randn(700, observation.moments.width, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    pruned = weight * (weight > 0)
+    x = observation.sample.double()
+    expected = (x @ (weight - pruned).double().T).square().sum() / (x @ weight.double().T).square().sum()
+    assert observation.output_error(weight, pruned, torch.float32) == pytest.approx(float(expected), rel=1e-5)
+    assert observation.output_error(weight, pruned, torch.bfloat16) == pytest.approx(float(expected), rel=1e-2)
+    assert observation.output_error(torch.zeros_like(weight), pruned * 0, torch.float32) == 0.0
 
 
 def test_the_block_stops_when_all_is_seen(tiny):

@@ -29,6 +29,15 @@ def pruned(method, slabs, weight=WEIGHT):
     return prune_readers([job], lambda _, name: STATISTICS[name], seed=0)["m"]
 
 
+def check_same(found, alone):
+    for result in found:
+        assert torch.equal(result.weight, alone.weight)
+        assert torch.equal(result.mask, alone.mask)
+        assert result.facts == alone.facts
+        assert (result.order is None) == (alone.order is None)
+        assert alone.order is None or torch.equal(result.order, alone.order)
+
+
 @pytest.fixture
 def small_slabs(monkeypatch):
     """Of 17 rows or 16, so that a small matrix has several."""
@@ -45,12 +54,7 @@ def test_the_presets_that_solve_do_so_by_slabs():
 def test_who_works_on_which_rows_makes_no_difference(small_slabs, method, count):
     alone = pruned(method, ALONE)
     found, workers = side_by_side(count, lambda slabs: pruned(method, slabs))
-    for result in found:
-        assert torch.equal(result.weight, alone.weight)
-        assert torch.equal(result.mask, alone.mask)
-        assert result.facts == alone.facts
-        assert (result.order is None) == (alone.order is None)
-        assert alone.order is None or torch.equal(result.order, alone.order)
+    check_same(found, alone)
     assert {one.filled for one in workers} == {sum(one.worked for one in workers)}
     assert max(one.worked for one in workers) <= (-(-4 // count) / 4 + 0.02) * workers[0].filled
 
@@ -62,10 +66,7 @@ def test_nor_does_it_where_some_rows_decide_for_all(monkeypatch, small_slabs, me
     assert len(slabs_module.quarters(*WEIGHT.shape)) == 4 < len(slabs_module.cut(*WEIGHT.shape))
     alone = pruned(method, ALONE)
     found, _ = side_by_side(count, lambda slabs: pruned(method, slabs))
-    for result in found:
-        assert torch.equal(result.weight, alone.weight)
-        assert torch.equal(result.mask, alone.mask)
-        assert result.facts == alone.facts
+    check_same(found, alone)
 
 
 @pytest.mark.parametrize("method", METHODS_BY_SLABS)
