@@ -257,6 +257,23 @@ def test_experts_that_are_stored_fused_are_pruned_as_those_of_their_own_are(tiny
     assert torch.equal(*(model(tokens).logits for model in models))
 
 
+def test_a_run_on_fused_experts_goes_on_where_it_was(tiny, tmp_path):
+    source, output = fused(tiny("mixtral"), tmp_path / "fused"), tmp_path / "out"
+    api.prune(str(source), tmp_path / "whole", Recipe(method="magnitude"))
+
+    def stop(event):
+        if (event.kind, event.block) == ("block", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.prune(str(source), output, Recipe(method="magnitude"), journal=True, listener=stop)
+    said = []
+    api.prune(str(source), output, Recipe(method="magnitude"), journal=True, listener=said.append)
+    assert any("Going on behind block 1 of 2" in event.stage for event in said)
+    one, other = (folder / "model.safetensors" for folder in (output, tmp_path / "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_folder_whose_fused_experts_are_no_stack_of_matrices_is_refused(tiny, tmp_path):
     source = fused(tiny("mixtral"), tmp_path / "fused")
     tensors = load_file(source / "model.safetensors")
