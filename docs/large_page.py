@@ -43,8 +43,8 @@ A Llama-shaped checkpoint in bfloat16 (hidden 2048, MLP 8192, vocabulary 128256;
 layers), random weights and tokens, by `benchmarks/large.py`; `--limit 2048` means that a run may take 2 GiB (`3072`: 3)
 beyond its imports and is refused more. `blocks x2` is two forward passes of every block and nothing else. It and
 llm-compressor hold what `eggs prune` returns to the system block by block. Blocks are computed in float32 unless
-`--dtype` says otherwise; in bfloat16 their passes take a quarter of that on this processor, and what comes beside them
-as long as before.
+`--dtype` says otherwise; in bfloat16 their passes take less than half of that on this processor, and most of what comes
+beside them as long as before.
 """
 
 

@@ -125,8 +125,9 @@ def _measured(record: Mapping[str, Any]) -> str:
     rows = [
         f"`{record['command']}`: hidden {shape['hidden']}, intermediate {shape['intermediate']}, {shape['layers']} blocks, "
         f"{shape['windows']} windows of\n{shape['seqlen']} tokens, {record['cpus']} cores, medians of {record['rounds']} "
-        f"round{'s' if record['rounds'] > 1 else ''}. Others kept {record['load']:.1f} processes at work on the machine as it\n"
-        "began: where that is more than none, threads that wait for each other take far longer than processes. Seconds:\n",
+        f"round{'s' if record['rounds'] > 1 else ''}. The load average over the minute\n"
+        f"before was {record['load']:.1f}; where others are still at work, threads that wait for each other take far longer than "
+        "processes. Seconds:\n",
         "| method | processes x threads | whole | over one process of two threads | passes | solving | order | sum | wait | "
         "share | weights |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
