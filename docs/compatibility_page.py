@@ -17,7 +17,8 @@ _WHAT = """
 `compat/check.py` makes an environment for each end and runs those tests in it that lean most on transformers, torch's
 modules, typer and lm-eval. `oldest` has every dependency, extras too, at its floor, `newest` whatever pip finds;
 `-torch` keeps torch at the version of `constraints.txt`. A deprecation is an error in `make test`; here it is counted
-and listed, so that what is new can be handled before it is removed. Python is the one that runs the check. An end that the table does not have was not run.
+and listed, so that what is new can be handled before it is removed. Python is the one that runs the check. An end that
+the table does not have was not run.
 
 """
 _FLOORS = """

@@ -32,8 +32,8 @@ anyway: it is not offered. Several GPUs are used by one process each ([scaling](
 `eggs plan --memory SIZE` says what would be in memory without reading a weight.
 
 On Linux `eggs` has torch take memory of 2 MB and more in large pages (`THP_MEM_ALLOC_ENABLE=1`, unless it is set): large
-tensors come and go all the time, and clearing small pages takes the system half as long as the work on them. From
-Python, set it before the first tensor is made.
+tensors come and go all the time, and the system has fewer pages to clear. From Python, set it before the first tensor is
+made.
 """
 
 

@@ -12,7 +12,7 @@ RECORD = Path(__file__).parent / "results" / "scaling.json"
 FP64, FP32, BF16, LINK, DISK = 67e12, 67e12, 989e12, 50e9, 5e9  # of one H100: operations a second; bytes a second
 USED = 0.5  # of the peak, by large matrix products
 PRODUCTS = 37  # with every Gram matrix, at most: 19 of reselect, 12 of connect before it chooses B and 6 after that
-TRIED = 49  # of the rows that it chooses by: seven numbers of blocks, seven products each
+TRIED = 49  # of the rows that it chooses by: if it tries seven numbers of blocks, by seven products each
 # Bytes of a weight that all ranks solve for: cross 4, corrected 4, weight and mask of reselect 5, score and importance 6,
 # weight 4, masks 3.
 EXCHANGED = 26

@@ -125,7 +125,7 @@ class _Written:
         entry.untouched = {n: sha256_of(t) for n, t in tensors.items() if n not in pruned | result.tuned}
         self.record.untouched.update(entry.untouched)
         self.record.tuned.extend(entry.tuned)
-        return draft.write_block(result.index, self.run.shards.restored(tensors))
+        return draft.write_block(result.index, self.run.shards.to_stored(tensors))
 
     def _take(self, entry: Entry) -> None:
         """Take over what an entry says; of a block that has just run, orders and records are all that it has."""

@@ -71,7 +71,7 @@ class Separate(Shards):
         """The folder with its fused experts."""
         return self._stored_as
 
-    def restored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of whole blocks with their experts fused again; matrices go as they are put into place."""
         found: dict[str, Tensor] = {}
         for name in [*tensors]:

@@ -129,7 +129,7 @@ class Shards:
         """The folder by the names and shapes that it has itself."""
         return self
 
-    def restored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_stored(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of whole blocks, which are used up, by the names and shapes that the folder has for them."""
         return tensors
 
