@@ -88,9 +88,14 @@ layer instead. `eggs.json` has for every expert's matrix how many `tokens` were 
 Other decoder-only models are pruned, too: the list of equal modules with most weights has the blocks, and every linear
 in one is pruned as the only reader of its inputs. No order can be folded, as nothing says who else reads the
 channels: what would be folded is kept beside the weights (`orders = "gather"`). `eggs plan`, and `eggs prune` before it
-begins, say that a family is missing. Refused, in one line: encoder-decoder models, encoders, and models that see or
-hear; experts that only a family tells apart; blocks that cannot be run one by one. A linear that its block never calls
-as a module, as one of Mamba's, has no statistics; the error names it, and `--exclude` leaves it out.
+begins, say that a family is missing. Routers (a linear in or called `router`, a `gate` beside `experts`) stay as they are;
+linears of `experts.N` count as sent some tokens only. Refused, in one line: encoder-decoder models, encoders, and models
+that see or hear; experts that only a family tells apart; blocks in two lists; blocks that cannot be run one by one, as
+they are given something that depends on the tokens, or not what the block before gave. A linear that its block never
+calls as a module, as one of Mamba's, has no statistics; the error names it, and `--exclude` leaves it out.
+
+**Causal masks** that old checkpoints of GPT-2, GPT-J and GPT-NeoX (Pythia) store in every block (`attention.bias` with
+four axes, of any type, and `masked_bias`, in float16 infinite) are taken over as they are.
 
 ## How it is tested
 

@@ -68,3 +68,36 @@ def test_fused_experts_are_not_passed_over_in_silence():
     message = r"^here: .* its experts \(model\.layers\.\*\.mlp\.experts\.gate_up_proj\) are fused matrices"
     with pytest.raises(ModelError, match=message):
         discover(model, "gpt_oss", "here")
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (2, 4, 4)])
+def test_experts_that_are_no_linears_are_refused_whatever_their_axes(shape):
+    model = nn.ModuleDict({"layers": _blocks(2, 8)})
+    model["layers"][1]["experts"] = nn.ParameterDict({"w1": nn.Parameter(torch.zeros(shape))})
+    with pytest.raises(ModelError, match=r"its experts \(layers\.\*\.experts\.w1\) are fused matrices"):
+        discover(model, "odd", "here")
+
+
+def test_routers_are_left_out_and_experts_are_routed():
+    model = nn.ModuleDict({"layers": _blocks(2, 8)})
+    for block in model["layers"]:
+        block["mlp"] = nn.ModuleDict({"gate": nn.Linear(8, 2), "experts": nn.ModuleList([nn.Linear(8, 8)])})
+        block["router"] = nn.ModuleDict({"layer": nn.Linear(8, 2)})
+        block["gate"] = nn.Linear(8, 8)  # of something else
+    family = discover(model, "odd", "here")
+    assert {linear.path: linear.routed for linear in family.linears} == {
+        "one": False,
+        "mlp.experts.0": True,
+        "gate": False,
+    }
+    assert family.inside == {"mlp.gate.weight": (None, None), "router.layer.weight": (None, None)}
+
+
+def test_blocks_in_two_lists_are_refused():
+    model = nn.ModuleDict(
+        {"attentions": _blocks(3, 8), "ffns": _blocks(3, 9), "norms": nn.ModuleList([nn.LayerNorm(8)] * 3)}
+    )
+    with pytest.raises(
+        ModelError, match=r"its blocks are in two lists, ffns and attentions, of which only one was pru"
+    ):
+        discover(model, "odd", "here")

@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from stranger import StrangerConfig
 from tiny import FAMILIES
 
+import eggs_ptp
 from eggs_ptp.errors import ModelError
-from eggs_ptp.models.load import load_model, load_skeleton, load_tokenizer
+from eggs_ptp.models.heads import Heads
+from eggs_ptp.models.load import load_heads, load_model, load_skeleton, load_tokenizer
 
 
 @pytest.fixture
@@ -52,6 +55,9 @@ def test_ties_stand_for_each_other(tiny, model_type):
         ({"model_type": "bert"}, "bert is an encoder; eggs prunes decoder-only language models"),
         ({"model_type": "gemma3"}, "gemma3 is a vision-language model; eggs prunes decoder-only language models"),
         ({"model_type": "llava"}, "llava is a vision-language model; eggs prunes decoder-only language models"),
+        ({"model_type": "fuyu"}, "fuyu is a vision-language model; eggs prunes decoder-only language models"),
+        ({"model_type": "emu3"}, "emu3 is a vision-language model; eggs prunes decoder-only language models"),
+        ({"model_type": "moshi"}, "moshi is an audio-language model; eggs prunes decoder-only language models"),
         ({"model_type": "voxtral"}, "voxtral is an audio-language model; eggs prunes decoder-only language models"),
         ({"hidden_size": "wide"}, "cannot build this model (StrictDataclassFieldValidationError"),
         ({"hidden_act": "no_such"}, "transformers cannot build this model (KeyError"),
@@ -96,3 +102,43 @@ def test_a_tokenizer_is_loaded_or_its_absence_named(model):
     with pytest.raises(ModelError, match="no tokenizer that transformers can load") as caught:
         load_tokenizer(model)
     assert "\n" not in str(caught.value)
+
+
+def stranger(folder, **settings):
+    """A folder with a config and one tensor, which is all that a skeleton needs."""
+    folder.mkdir()
+    StrangerConfig(**settings).save_pretrained(folder)
+    save_file({f"tensor{index}": torch.zeros(1) for index in range(4)}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"hidden_size": None},
+            "expected a whole number as hidden_size of model type 'stranger', but its config gives",
+        ),
+        (
+            {"hidden_size": [32]},
+            "expected a whole number as hidden_size of model type 'stranger', but its config gives",
+        ),
+        ({"kind": "headed"}, "its StrangerForCausalLM has no 'trunk' to be the model without its head, so this model"),
+    ],
+)
+def test_a_model_that_lacks_what_is_needed_is_refused(tmp_path, settings, message):
+    with pytest.raises(ModelError, match=re.escape(f"{tmp_path / 'model'}: {message}")):
+        load_skeleton(stranger(tmp_path / "model", **settings))
+
+
+def test_nothing_is_asked_of_the_heads_of_a_model_without_a_family(tmp_path):
+    folder = stranger(tmp_path / "model", num_attention_heads=3, num_key_value_heads=[2, 4], max_seq_len=-1)
+    assert load_skeleton(folder).heads == load_heads(folder) == Heads(1, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt"])
+def test_key_value_heads_that_the_model_type_does_not_have_are_not_believed(tiny, tmp_path, name):
+    folder = shutil.copytree(tiny(name), tmp_path / "model")
+    edit(folder, num_key_value_heads=1)
+    assert load_skeleton(folder).heads == load_heads(folder) == load_heads(tiny(name))
+    eggs_ptp.prune(str(folder), tmp_path / "out", method="magnitude")

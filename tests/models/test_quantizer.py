@@ -66,6 +66,16 @@ def test_logits_and_greedy_text_are_those_of_the_dense_model(folders, family):
     assert torch.equal(greedy(packed), greedy(dense))
 
 
+def test_layers_with_tensors_of_their_own_reach_into_packed_ones(folders):
+    """The classes of Mamba start `out_proj.weight` with the mixer, whose own tensors are in the checkpoint."""
+    sizes = {"state_size": 8, "expand": 2, "num_heads": 8, "head_dim": 8, "n_groups": 1}
+    dense, packed = (load(folder) for folder in folders("mamba2", **sizes))
+    assert "backbone.layers.0.mixer.out_proj" in packed_modules(packed)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(IDS).logits, dense(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(packed.backbone.layers[0].mixer.D, dense.backbone.layers[0].mixer.D)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_types_are_converted_as_they_are_asked_for(folders, dtype):
     dense, packed = (load(folder, dtype=dtype) for folder in folders())

@@ -98,6 +98,33 @@ def test_a_folded_model_computes_what_the_same_one_unfolded_does(tiny, text_file
     assert (logits(copy) - logits(source)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("gpt_neox", "gpt_neox.layers.{}.attention"),
+        ("gpt2", "transformer.h.{}.attn"),
+        ("gptj", "transformer.h.{}.attn"),
+    ],
+)
+def test_causal_masks_of_old_checkpoints_are_taken_over(tiny, text_file, tmp_path, name, place):
+    source, output = shutil.copytree(tiny(name), tmp_path / "source"), tmp_path / "out"
+    masks = {}
+    for block, dtype in enumerate((torch.bool, torch.uint8)):
+        masks[f"{place.format(block)}.bias"] = torch.ones(128, 128).tril()[None, None].to(dtype)
+        masks[f"{place.format(block)}.masked_bias"] = torch.tensor(-1e9).half()  # infinite
+    tensors = load_file(source / "model.safetensors")
+    save_file({**tensors, **masks}, source / "model.safetensors", {"format": "pt"})
+    pruned(source, output, text_file, method="eggs")
+    assert api.verify(output, str(source)).ok
+    found = load_file(output / "model.safetensors")
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+    export(output, tmp_path / "packed", "packed")
+    model, _ = api.load(tmp_path / "packed")
+    with torch.no_grad():
+        packed = model(torch.arange(48).view(2, 24), use_cache=False).logits
+    torch.testing.assert_close(packed, logits(output), rtol=1e-4, atol=1e-4)
+
+
 def test_masks_of_transposed_matrices_go_out_and_in_again(tiny, text_file, tmp_path):
     source = tiny("gpt2")
     pruned(source, tmp_path / "first", text_file, method="wanda", pattern="4:8")

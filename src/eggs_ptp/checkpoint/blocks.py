@@ -32,6 +32,8 @@ def write_blocks(
     overwrites them, and they are quicker made again than kept. Of several ranks, only the first has a draft.
     """
     journal = draft.open_journal(record, run.shards.folder) if draft else None
+    record.batch_tokens = run.ranks.of_leader(lambda: journal.batch_tokens if journal else record.batch_tokens)
+    run.plan = run.plan.in_batches(record.batch_tokens)
     written = _Written(run, draft, record)
     if run.folded is not None:
         written.take_orders(run.folded, inputs if run.plan.orders_first else None)
@@ -119,8 +121,8 @@ class _Written:
 
     def _write(self, draft: Draft, entry: Entry, result: BlockResult) -> Path:
         tensors = {name: self.fold.apply(name, tensor) for name, tensor in result.tensors.items()}
-        _check_cast(tensors)
         pruned = {f"{matrix['name']}.weight" for matrix in result.records}
+        _check_cast({name: tensor for name, tensor in tensors.items() if name in pruned | result.tuned})
         entry.tuned = sorted(result.tuned - pruned)
         entry.untouched = {n: sha256_of(t) for n, t in tensors.items() if n not in pruned | result.tuned}
         self.record.untouched.update(entry.untouched)

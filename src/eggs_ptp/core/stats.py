@@ -94,7 +94,10 @@ class Moments:
             NumericsError: the activation held NaN or infinity; names the channel count.
         """
         if not self.tokens:
-            raise CalibrationError(f"{name}: no calibration token reached this matrix, so it has no {statistic}")
+            raise CalibrationError(
+                f"{name}: no calibration token reached this matrix, so it has no {statistic}; give more or other text, "
+                "or leave the matrix out"
+            )
         value = STATISTICS[statistic].derive(self).float()
         bad = sum(int((~torch.isfinite(part)).sum()) for part in value.view(-1).split(_IN_CACHE))
         if bad:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shelf import Shelf
+from eggs_ptp.engine.through import Given, Signal
 from eggs_ptp.errors import ModelError, NumericsError
-from eggs_ptp.models.load import Skeleton
+from eggs_ptp.models.load import Skeleton, first_line
 
 # A block called again with the cache of its first call would attend to that call's keys.
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
@@ -43,7 +45,7 @@ class Inputs:
         return replace(self, hidden=self.hidden[windows], cut=cut)
 
 
-class _LastBlock(Exception):  # noqa: N818 - a signal, not an error
+class _LastBlock(Signal):
     """Every block has been passed: what follows is not needed."""
 
 
@@ -100,11 +102,15 @@ def capture(
     it is called with, made for one window so that they fit any batch. `batch`: windows at once, or how many each time.
 
     Raises:
+        ModelError: no family knows the model, and its blocks cannot be run one by one.
         NumericsError: the embeddings give NaN or infinity.
     """
+    strange = not skeleton.family.known
     with _embedding(skeleton, shards, dtype, device), torch.inference_mode():
         _, kwargs = _pass(skeleton, tokens[:1].to(device))
-        if any(_size(value) > 1 for given in kwargs for value in given.values()):
+        if strange:
+            _check_alike(skeleton, kwargs, _pass(skeleton, tokens[-1:].flip(1).to(device))[1])
+        if strange or any(_size(value) > 1 for given in kwargs for value in given.values()):
             _, twice = _pass(skeleton, tokens[:1].repeat(2, 1).to(device))
             _repeat(skeleton, kwargs, twice)
         hidden = (shelf or Shelf()).empty((*tokens.shape, skeleton.hidden_size), dtype, device)
@@ -112,16 +118,50 @@ def capture(
             given.copy_(_pass(skeleton, part.to(device))[0])
     if not finite(hidden):
         raise NumericsError(f"{skeleton.folder}: the embeddings of the calibration tokens hold NaN or infinity")
-    return hidden, [_clean(given) for given in kwargs]
+    return hidden, [_clean(given, _whose(skeleton) if strange else "") for given in kwargs]
 
 
 def _pass(skeleton: Skeleton, tokens: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
     recorders = _record(skeleton, tokens, tuples=False)
     if recorders[-1].hidden is None:  # the model takes the first of what a block gives: of a tensor, its first window
         recorders = _record(skeleton, tokens, tuples=True)
-    hidden = recorders[0].hidden
-    assert hidden is not None  # noqa: S101 - the forward has passed block 0 to reach the last one
-    return hidden, [recorder.kwargs for recorder in recorders]
+    passed = [recorder.hidden for recorder in recorders if recorder.hidden is not None]
+    if len(passed) < len(recorders):
+        raise ModelError(f"{_whose(skeleton)} are not all given hidden states (windows, tokens, hidden)")
+    if not skeleton.family.known:
+        for index, (gave, received) in enumerate(itertools.pairwise(passed)):
+            if not torch.equal(gave, received):
+                raise ModelError(
+                    f"{_whose(skeleton)} cannot be run one by one, as the model changes what block {index} gives "
+                    f"before it reaches block {index + 1}"
+                )
+    return passed[0], [recorder.kwargs for recorder in recorders]
+
+
+def _whose(skeleton: Skeleton) -> str:
+    """How an error begins that is about the blocks of a model without a family."""
+    family = skeleton.family
+    return f"{skeleton.folder}: model type {family.model_type!r} has no family here, and the blocks in {family.blocks}"
+
+
+def _check_alike(skeleton: Skeleton, one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """Refuse keyword arguments that are not the same for windows of other tokens, as one window's serve all."""
+    for index, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+        for name, value in mine.items():
+            pairs = itertools.zip_longest(_tensors(value), _tensors(theirs.get(name)))
+            if not all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs):
+                raise ModelError(
+                    f"{_whose(skeleton)} cannot be run one by one, as block {index} is given {name}, which depends on "
+                    "the tokens; this needs a family"
+                )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def _record(skeleton: Skeleton, tokens: Tensor, *, tuples: bool) -> list[_Recorder]:
@@ -136,10 +176,7 @@ def _record(skeleton: Skeleton, tokens: Tensor, *, tuples: bool) -> list[_Record
     except Exception as error:
         if skeleton.family.known:
             raise
-        raise ModelError(
-            f"{skeleton.folder}: model type {skeleton.family.model_type!r} has no family here, and the blocks found in "
-            f"{skeleton.family.blocks} cannot be run one by one ({type(error).__name__}: {error})"
-        ) from error
+        raise ModelError(f"{_whose(skeleton)} cannot be run one by one ({first_line(error)})") from error
     return recorders
 
 
@@ -162,10 +199,14 @@ def _size(value: Any) -> int:
 
 
 def _repeat(skeleton: Skeleton, once: list[dict[str, Any]], twice: list[dict[str, Any]]) -> None:
-    """Have blocks repeat for every window what they are given once for one, as some make ALiBi's slopes."""
+    """Have blocks repeat for every window what they are given once for one, as some make ALiBi's slopes.
+
+    Of a known family what has a first axis of 1 is right for any number of windows; others may look at its size.
+    """
+    least = 2 if skeleton.family.known else 1
     for block, one, two in zip(skeleton.blocks, once, twice, strict=True):
         sizes = {key: _size(value) for key, value in one.items()}
-        grown = {key: size for key, size in sizes.items() if size > 1 and _size(two[key]) == 2 * size}
+        grown = {key: size for key, size in sizes.items() if size >= least and _size(two[key]) == 2 * size}
 
         def repeat(
             _module: nn.Module, args: Any, kwargs: dict[str, Any], grown: dict[str, int] = grown
@@ -181,9 +222,12 @@ def _repeat(skeleton: Skeleton, once: list[dict[str, Any]], twice: list[dict[str
             block.register_forward_pre_hook(repeat, with_kwargs=True)
 
 
-def _clean(kwargs: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in kwargs.items() if key not in _CACHES}
-    return {**kept, "use_cache": False} if "use_cache" in kept else kept
+def _clean(kwargs: dict[str, Any], whose: str) -> dict[str, Any]:
+    kept = Given((key, value) for key, value in kwargs.items() if key not in _CACHES)
+    if "use_cache" in kept:
+        kept["use_cache"] = False
+    kept.whose = whose
+    return kept
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.shelf import Shelf
+from eggs_ptp.engine.through import through
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.family import Family
 
@@ -70,6 +71,10 @@ class DenseStream:
 
         The readers of an activation get what they read in the dense model; but one that reads alone and writes to the
         residual stream gets the stream behind it.
+
+        Raises:
+            CalibrationError: a linear that is not called, or not with all tokens.
+            ModelError: as `through`.
         """
         writers = family.writers
         paths = {reads: [linear.path for linear in family.linears if linear.reads == reads] for reads in asked}
@@ -82,6 +87,12 @@ class DenseStream:
             if reads not in kept:
                 kept[reads] = self._shelf.empty((*shape, value.shape[-1]), value.dtype, value.device)
             here = kept[reads][windows]
+            if value.numel() != here.numel():
+                raise CalibrationError(
+                    f"{paths[reads][0]}: the block calls this linear with other tokens than it is given itself, which "
+                    f"cannot be compared with the dense model's; leave it out with --exclude '*.{paths[reads][0]}', or "
+                    "take a method that compares nothing, such as --method eggs"
+                )
             here.copy_(value.reshape(here.shape))  # some blocks flatten windows into one
 
         def wrote(path: str) -> None:
@@ -98,8 +109,7 @@ class DenseStream:
             try:
                 for windows in (windows for leaf in cut for windows in leaf):
                     part = self.hidden[windows]
-                    output = block(part.to(device), **kwargs)
-                    part.copy_(output[0] if isinstance(output, tuple) else output)
+                    part.copy_(through(block, part.to(device), kwargs))
             finally:
                 for handle in handles:
                     handle.remove()

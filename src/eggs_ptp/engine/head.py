@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eggs_ptp.engine.capture import StandIn, beside, instead
 from eggs_ptp.engine.resident import resident
+from eggs_ptp.engine.through import Signal
 
 if TYPE_CHECKING:
     from eggs_ptp.engine.run import Run
@@ -60,5 +61,5 @@ class _Given(StandIn):
         return self.give(self.hidden)
 
 
-class _Unpacked(Exception):  # noqa: N818 - a signal, not an error
+class _Unpacked(Signal):
     """The model expects tuples of its blocks."""

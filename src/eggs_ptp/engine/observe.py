@@ -15,13 +15,14 @@ from eggs_ptp.engine.dense import Residual, Target
 from eggs_ptp.engine.ranks import Ranks
 from eggs_ptp.engine.routing import starved_on_everything
 from eggs_ptp.engine.settled import Settled
+from eggs_ptp.engine.through import Signal, through
 from eggs_ptp.models.experts import Expert
 
 _SAMPLED_TOKENS = 256
 _ROWS = 512  # of a matrix at a time: differences stay in a cache
 
 
-class _Seen(Exception):  # noqa: N818 - a signal, not an error
+class _Seen(Signal):
     """Every activation that somebody asked for has passed: the rest of the block need not run."""
 
 
@@ -146,9 +147,9 @@ def observe(
                 part, watch.windows, settled.windows = hidden[windows], windows, windows
                 watch.shape = part.shape[:2]
                 with suppress(_Seen):
-                    output = block(part.to(device), **kwargs)
+                    output = through(block, part.to(device), kwargs)
                     if onward:
-                        part.copy_(output[0] if isinstance(output, tuple) else output)
+                        part.copy_(output)
             for observation in seen.values():
                 observation.close(leads=cut.ranks.leads)
     for name, want in wants.items():

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.engine.cut import Cut
+from eggs_ptp.engine.through import Signal
 from eggs_ptp.models.experts import Experts
 
 
-class _Routed(Exception):  # noqa: N818 - a signal, not an error
+class _Routed(Signal):
     """The router has spoken: what the experts make of it is not needed."""
 
 

@@ -26,6 +26,7 @@ from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.settled import Settled
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shelf import Shelf
+from eggs_ptp.engine.through import through
 from eggs_ptp.engine.tuning import tune_block
 from eggs_ptp.engine.usage import Stages, give_back
 from eggs_ptp.engine.wants import wants_of
@@ -200,8 +201,7 @@ class Run:
         with self.stages.timed("propagate"), settled.on(block), torch.inference_mode():
             for windows in (windows for leaf in self.cut for windows in leaf):
                 part, settled.windows = hidden[windows], windows
-                output = block(part.to(self.device), **kwargs)
-                part.copy_(output[0] if isinstance(output, tuple) else output)
+                part.copy_(through(block, part.to(self.device), kwargs))
         self.check_finite(hidden, index)
         return hidden
 

@@ -93,8 +93,7 @@ class Shards:
             NumericsError: it holds NaN or infinity.
         """
         tensor = self.read(name)
-        if not finite(tensor):
-            raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
+        self._check_finite(name, tensor)
         return tensor
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
@@ -120,8 +119,7 @@ class Shards:
         rows = max(1, _AT_ONCE // (self.bytes(name) // shape[0]))
         for first in range(0, shape[0], rows):
             piece = self.rows(name, first, min(first + rows, shape[0]))
-            if not finite(piece):
-                raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
+            self._check_finite(name, piece)
             yield piece
 
     @property
@@ -144,8 +142,18 @@ class Shards:
             ModelError: names the first.
         """
         for name in self.where:
-            if name.endswith((".weight", ".bias")) and not (dtype := self.dtype(name)).is_floating_point:
+            if not name.endswith((".weight", ".bias")) or self.is_mask(name):
+                continue
+            if not (dtype := self.dtype(name)).is_floating_point:
                 raise ModelError(f"{self.where[name]}: {name} has type {dtype}, expected floating-point numbers")
+
+    def _check_finite(self, name: str, tensor: Tensor) -> None:
+        if not finite(tensor) and not self.is_mask(name):
+            raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
+
+    def is_mask(self, name: str) -> bool:
+        """Whether it is a causal mask, (1, 1, n, n), or what stands for a masked score: old checkpoints have both."""
+        return name.endswith(".masked_bias") or (name.endswith(".bias") and len(self.shape(name)) == 4)
 
     def _entry(self, name: str) -> Entry:
         name = self._stored(name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eggs_ptp.core.noted import Fact
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.engine.head import head_of
+from eggs_ptp.engine.through import through
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.method.step import Bound
 
@@ -39,9 +40,7 @@ def tune_block(
     given = {key: trainable(value) for key, value in kwargs.items()}
 
     def call(windows: Tensor) -> Tensor:
-        output = block(windows.to(run.device), **given)
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        return hidden
+        return through(block, windows.to(run.device), given)
 
     windows = [run.ranks.collected(here) for here in (inputs, target)]
 

@@ -13,6 +13,7 @@ from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.observe import Observation, Want, observe
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.through import through
 from eggs_ptp.engine.tuning import trainable
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.models.load import Skeleton
@@ -57,8 +58,6 @@ class Walk:
         given = {key: trainable(value) for key, value in self.kwargs[index].items()}
 
         def call(hidden: Tensor) -> Tensor:
-            output = block(hidden, **given)
-            result: Tensor = output[0] if isinstance(output, tuple) else output
-            return result
+            return through(block, hidden, given)
 
         return call

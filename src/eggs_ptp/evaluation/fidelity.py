@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from eggs_ptp.engine.through import hidden_of
 from eggs_ptp.errors import ModelError
 from eggs_ptp.evaluation.estimate import Estimate, estimate
 from eggs_ptp.evaluation.perplexity import BATCH_TOKENS, LOSS_ROWS, Progress, check_losses, evaluating
@@ -105,7 +106,7 @@ def _run(follower: Follower, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     back = None if follower.order is None else follower.order.argsort().to(model.device)
 
     def keep(module: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001 - a hook's signature
-        state = output[0] if isinstance(output, tuple) else output
+        state = hidden_of(output)
         found.append((state if back is None else state.index_select(-1, back)).flatten(0, 1))
 
     blocks = model.get_submodule(family_in(model, model.config.name_or_path).blocks)

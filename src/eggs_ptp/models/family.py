@@ -55,6 +55,7 @@ class Family:
     outside: Mapping[str, tuple[str | None, ...]]
     stored: Mapping[str, str] = field(default_factory=dict)
     known: bool = True  # False: found in the module tree
+    grouped: bool = True  # False: query heads share nothing, whatever a config says
 
     @cached_property
     def tensors(self) -> Mapping[str, Linear]:

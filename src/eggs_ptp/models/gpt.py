@@ -27,6 +27,7 @@ GPT2 = Family(
         **norms("transformer.ln_f", bias=True),
         "lm_head.weight": (None, "residual"),
     },
+    grouped=False,
 )
 
 GPT_NEOX = Family(
@@ -53,6 +54,7 @@ GPT_NEOX = Family(
         "lm_head.weight": (None, "residual"),
     },
     stored={"lm_head.weight": "embed_out.weight"},
+    grouped=False,
 )
 
 FALCON = Family(

@@ -21,19 +21,21 @@ class Heads:
     width: int
 
     @classmethod
-    def of(cls, config: Any) -> "Heads":
+    def of(cls, config: Any, *, grouped: bool = True) -> "Heads":
         """The heads that a config of transformers describes; one of no width where it describes none.
+
+        Without `grouped` their number and width are all that is believed, as it is all that the model type reads.
 
         Raises:
             ModelError: numbers that no attention can have.
         """
         query = int(getattr(config, "num_attention_heads", None) or 1)
         if hasattr(config, "new_decoder_architecture"):  # Falcon, whose number of key/value heads may be out of use
-            grouped = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else query
+            value = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else query
         else:
-            grouped = getattr(config, "num_key_value_heads", None) or query
-        width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // query
-        value, width = int(grouped), int(width)
+            value = (grouped and getattr(config, "num_key_value_heads", None)) or query
+        width = (grouped and getattr(config, "head_dim", None)) or getattr(config, "hidden_size", 0) // query
+        value, width = int(value), int(width)
         if query < 1 or value < 1 or width < 0 or query % value or query * width > _CHANNELS:
             raise ModelError(
                 f"config.json: no attention can have {query} heads of {width} channels on {value} key/value heads"

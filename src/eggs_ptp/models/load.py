@@ -68,9 +68,14 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
             # In float32, so that what is computed from the config, as rotations are, is not rounded.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds here; each means this config cannot be built
-        raise ModelError(f"{folder}: transformers cannot build this model ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: transformers cannot build this model ({first_line(error)})") from error
     model.eval().requires_grad_(False)
-    inner = getattr(model, model.base_model_prefix)
+    inner = getattr(model, model.base_model_prefix, None)
+    if inner is None:
+        raise ModelError(
+            f"{folder}: its {type(model).__name__} has no {model.base_model_prefix!r} to be the model without its "
+            "head, so this model type cannot be pruned here"
+        )
     family = family_in(model, str(folder))
     if layout := LAYOUTS.get(config.model_type):
         for block in cast(nn.ModuleList, model.get_submodule(family.blocks)):
@@ -81,12 +86,12 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
         inner=inner,
         root=inner if bare else model,
         family=bare or family,
-        heads=Heads.of(config),
+        heads=_heads(config, family),
         folder=folder,
         ties={**family.stored, **(_ties(model, bare) if getattr(config, "tie_word_embeddings", False) else {})},
-        hidden_size=int(config.hidden_size),
+        hidden_size=_number(config, "hidden_size", folder),
         context=_context(config),
-        vocab_size=int(config.vocab_size),
+        vocab_size=_number(config, "vocab_size", folder),
     )
 
 
@@ -108,8 +113,9 @@ def load_family(folder: Path) -> tuple[Family, Heads]:
     read_config(folder, packed=True)
     config = _config(folder, packed=True)
     if (family := family_of(config)) is None:
-        return load_skeleton(folder).family, Heads.of(config)
-    return _bare(family, family.blocks.partition(".")[0], stored_names(folder)) or family, Heads.of(config)
+        skeleton = load_skeleton(folder)
+        return skeleton.family, skeleton.heads
+    return _bare(family, family.blocks.partition(".")[0], stored_names(folder)) or family, _heads(config, family)
 
 
 def load_heads(folder: Path) -> Heads:
@@ -146,7 +152,7 @@ def load_model(
     except EggsError as error:  # of a packed folder, whose quantizer may know no more than a file's name
         raise error if str(folder) in str(error) else type(error)(f"{folder}: {error}") from error
     except Exception as error:  # as above: whatever it is, the folder cannot be loaded
-        raise ModelError(f"{folder}: transformers cannot load this model ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: transformers cannot load this model ({first_line(error)})") from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
             f"{folder}: the checkpoint lacks {len(missing)} tensors that config.json asks for, such as {missing[0]}"
@@ -165,7 +171,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # as above
-        raise ModelError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: no tokenizer that transformers can load ({first_line(error)})") from error
     # transformers 5.4.0 makes one up where there is none: it has special tokens and no other.
     if found.vocab_size <= len(found.all_special_ids):
         raise ModelError(f"{folder}: no tokenizer that transformers can load (it has no tokens but special ones)")
@@ -175,22 +181,27 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = False) -> Any:
     """The config of a folder, unless it is one of a model that is no decoder-only language model."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     model_type = str(read_config(folder, packed=packed)["model_type"])
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises many kinds here; each means that it cannot use this config
-        raise ModelError(f"{folder}: transformers cannot build this model ({_first_line(error)})") from error
+        raise ModelError(f"{folder}: transformers cannot build this model ({first_line(error)})") from error
     kind = None
     if config.is_encoder_decoder:
         kind = "an encoder-decoder model"
     elif senses := sorted(
-        name.removesuffix("_config") for name in config.sub_configs if name.startswith(("vision", "audio", "speech"))
+        name.partition("_")[0] for name in config.sub_configs if name.startswith(("vision", "audio", "speech"))
     ):
         kind = f"{'an' if senses[0] == 'audio' else 'a'} {senses[0]}-language model"
     elif config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
         kind = "an encoder"
+    elif config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        kind = "a vision-language model"
     if kind:
         raise ModelError(f"{folder}: {model_type} is {kind}; eggs prunes decoder-only language models")
     return config
@@ -199,7 +210,22 @@ def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = Fal
 def _context(config: Any) -> int:
     """The longest window that a model was made for, by the name that its config has for it."""
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
-    return next((int(length) for length in found if length), _CONTEXT)
+    return next((int(length) for length in found if isinstance(length, int | float) and length > 0), _CONTEXT)
+
+
+def _number(config: Any, name: str, folder: Path) -> int:
+    found = getattr(config, name, None)
+    if not isinstance(found, int):
+        raise ModelError(
+            f"{folder}: expected a whole number as {name} of model type {config.model_type!r}, but its config gives "
+            f"{found!r}, so it cannot be pruned here"
+        )
+    return found
+
+
+def _heads(config: Any, family: Family) -> Heads:
+    """The heads of a model; of one without a family nothing is known, and nothing is asked."""
+    return Heads.of(config, grouped=family.grouped) if family.known else Heads(1, 1, 0)
 
 
 def _bare(family: Family, prefix: str, names: Collection[str]) -> Family | None:
@@ -227,7 +253,8 @@ def _ties(model: Any, bare: Family | None) -> dict[str, str]:
     return dict(zip(names, reversed(names), strict=True))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The kind of an error that is not ours, and what it says first."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if not lines:
         return type(error).__name__

@@ -27,6 +27,7 @@ OPT = Family(
         **norms(f"{_DECODER}.final_layer_norm", bias=True),
         "lm_head.weight": (None, "residual"),
     },
+    grouped=False,
 )
 
 

@@ -82,12 +82,13 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
         contents = self.quantization_config.contents
         _take_apart(model, contents)
         rooms = {name: _room(model, name, contents) for name in contents.matrices}
+        stored: frozenset[str] = frozenset()
         if checkpoint_files is not None and all(file.endswith(".safetensors") for file in checkpoint_files):
-            _check_headers(rooms, checkpoint_files)
+            stored = _check_headers(rooms, checkpoint_files)
         for name, room in rooms.items():
             own = _own_name(model, name)
             replace(model, own, room)
-            _settle(model.get_submodule(own.rpartition(".")[0]))
+            _settle(model.get_submodule(own.rpartition(".")[0]), name.rpartition(".")[0], stored)
         self.quantization_config._take(_stored(model, contents_of(model)))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
@@ -123,9 +124,13 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def _settle(parent: nn.Module) -> None:
-    """Keep transformers from starting weights that are packed: GPT-2's classes reach into their linears to do so."""
-    if not [*parent.parameters(recurse=False), *parent.buffers(recurse=False)]:
+def _settle(parent: nn.Module, name: str, stored: frozenset[str]) -> None:
+    """Keep transformers from starting weights that are packed, as GPT-2's and Mamba's classes reach into their linears.
+
+    A parent that has tensors of its own is left alone unless all of them are `stored` under its `name`.
+    """
+    own = [*parent.named_parameters(recurse=False), *parent.named_buffers(recurse=False)]
+    if all(f"{name}.{tensor}" in stored for tensor, _ in own):
         parent.__dict__["_is_hf_initialized"] = True
 
 
@@ -177,8 +182,11 @@ def _own_name(model: Any, name: str) -> str:
     return next((own for own in (name, name.removeprefix(prefix), prefix + name) if own in modules), "")
 
 
-def _check_headers(rooms: dict[str, NMLinear], files: list[str]) -> None:
-    """Refuse files that are cut short, or whose packed tensors are missing or do not fit, before transformers reads."""
+def _check_headers(rooms: dict[str, NMLinear], files: list[str]) -> frozenset[str]:
+    """Refuse files that are cut short, or whose packed tensors are missing or do not fit, before transformers reads.
+
+    Returns the names of all tensors.
+    """
     shapes: dict[str, tuple[str, list[int]]] = {}
     for file in files:
         try:
@@ -194,3 +202,4 @@ def _check_headers(rooms: dict[str, NMLinear], files: list[str]) -> None:
             file, shape = shapes[tensor]
             if shape != list(buffer.shape):
                 raise CheckpointError(f"{file}: {tensor} has shape {shape}, {_WHERE} asks for {list(buffer.shape)}")
+    return frozenset(shapes)
