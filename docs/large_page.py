@@ -17,13 +17,16 @@ model has at each activation of a block, and what reaches attention's and the ML
 
 `--memory SIZE` (`8GiB`, `800MB`) says what the process may take, libraries and all:
 
-- The plan adds up what one block, its statistics, the matrices in hand and one batch take, and refuses a budget that is
-  smaller, saying how much is needed. If only the batch is too large, batches are made smaller.
+- The plan adds up what one block, its statistics, the matrices in hand and one batch take, the search for an order, a
+  tune step's way back and the head behind the last block, and refuses a budget that is smaller, saying how much is
+  needed. If only the batch is too large, batches are made smaller. The calibration text is read and encoded before any of
+  it, some characters at a time where that changes no token; a text that does not fit is refused as well.
 - Activations get what is left. Beyond it they are files without a name on the disk of the output, mapped and so read
   and written as memory is: their pages are the system's to drop, and they go with the process, however it ends. The disk
   space is taken beforehand; a full disk ends the run with one line.
-- While the run lasts the system refuses the process more (Linux: `RLIMIT_DATA`). Should that be reached all the same,
-  the run ends with one line, and finished blocks are kept for the same command with a larger budget.
+- While blocks are pruned the system refuses the process more (Linux: `RLIMIT_DATA`). Should that be reached all the
+  same, the run ends with one line, and finished blocks are kept for the same command with a larger budget, which goes on
+  in batches of the size that the run began with. Tokenizers are not refused anything: they would abort the process.
 
 Where a tensor stands changes no bit of the result; smaller batches change roundings. Recomputing activations instead,
 through the finished blocks, would cost time with the square of the depth, and save disk space that the output needs

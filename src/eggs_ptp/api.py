@@ -23,8 +23,8 @@ from eggs_ptp.engine.plan import Plan, plan_run
 from eggs_ptp.engine.ranks import ALONE, Ranks
 from eggs_ptp.engine.shared import Shared as Shared
 from eggs_ptp.engine.start import draw_windows, run_of
-from eggs_ptp.engine.usage import MemoryWatch, limited
-from eggs_ptp.errors import CalibrationError, RecipeError
+from eggs_ptp.engine.usage import MemoryWatch, give_back, limited
+from eggs_ptp.errors import CalibrationError, CheckpointError, RecipeError
 from eggs_ptp.evaluation.assessment import Assessment
 from eggs_ptp.evaluation.assessment import assess as assess_subjects
 from eggs_ptp.evaluation.harness import load_tasks
@@ -100,7 +100,7 @@ def prune(
     writing = Draft(Path(output), overwrite=overwrite, journal=journal) if ranks.leads else nullcontext()
     with MemoryWatch() as watch, writing as draft:
         asked, folder = _recipe(model, recipe, settings), _folder(model, revision)
-        check_apart(Path(output), folder)
+        check_apart(Path(output), folder, *(Path(name) for name in (asked.mask, asked.calibration.text) if name))
         _check_source(asked)
         skeleton = load_skeleton(folder, trust_remote_code=trust_remote_code)
         shards = open_dense(folder, skeleton.ties)
@@ -161,6 +161,10 @@ def export_masks(folder: str | Path, output: str | Path) -> int:
     masks = {}
     for matrix in read_manifest(where)["matrices"]:
         kept = shards.read(f"{matrix['name']}.weight") != 0
+        if kept.ndim != 2:
+            raise CheckpointError(
+                f"{where}: {matrix['name']} is recorded as a matrix, but has shape {tuple(kept.shape)}"
+            )
         masks[matrix["name"]] = kept.T if matrix.get("transposed") else kept
     write_masks(masks, Path(output))
     return len(masks)
@@ -251,7 +255,9 @@ def _check_source(asked: Recipe) -> None:
 
 def _windows(skeleton: Skeleton, asked: Recipe, decided: Plan, trust_remote_code: bool) -> Windows:
     builtin = builtin_documents("calibration") if asked.calibration.text == DEMO else None
-    return draw_windows(skeleton, asked, decided, builtin, trust_remote_code)
+    windows = draw_windows(skeleton, asked, decided, builtin, trust_remote_code)
+    give_back()  # what encodings took
+    return windows
 
 
 def _evaluation_text(folder: Path, text: str | None, field: str, trust_remote_code: bool) -> Text:

@@ -2,13 +2,14 @@
 import hashlib
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from eggs_ptp.calibration import windows as module
-from eggs_ptp.calibration.windows import calibration_windows, consecutive_windows
+from eggs_ptp.calibration.windows import calibration_windows, consecutive_windows, given_shape
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.recipe.recipe import CalibrationSpec
@@ -204,6 +205,23 @@ def test_arrays_that_are_no_token_windows(tmp_path, array, told):
     assert refusal(None, text=path) == f"{path}: {told}"
 
 
+def test_the_shape_is_known_from_the_header_and_checked_against_the_size(tmp_path):
+    path = Path(saved(tmp_path, np.zeros((3, 4), int)))
+    assert given_shape(path) == (3, 4)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CalibrationError, match="cannot be read as a NumPy array of token ids"):
+        given_shape(path)
+
+
+@pytest.mark.parametrize("shape", [(2**62, 4), (2**63, 4), (True, 4)])
+def test_shapes_that_cannot_be(tmp_path, shape):
+    path = tmp_path / "ids.npy"
+    with path.open("wb") as file:
+        header = {"descr": "<i8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+    assert refusal(None, text=str(path)).startswith(f"{path} cannot be read as a NumPy array of token ids: ")
+
+
 @pytest.mark.parametrize("bad", [-1, 100])
 def test_token_windows_outside_the_vocabulary(tmp_path, bad):
     path = saved(tmp_path, np.array([[0, bad], [1, 2]]))
@@ -219,7 +237,7 @@ def test_files_that_are_no_arrays(tmp_path, content):
 
 def test_pickled_arrays_are_not_opened(tmp_path):
     path = saved(tmp_path, np.array([[1, "a"]], dtype=object))
-    assert refusal(None, text=path).startswith(f"{path} cannot be read as a NumPy array of token ids: Object arrays")
+    assert refusal(None, text=path).startswith(f"{path} cannot be read as a NumPy array of token ids: Array can't")
 
 
 def test_a_missing_array(tmp_path):

@@ -1,3 +1,6 @@
+import numpy as np
+
+
 def test_says_what_happens_to_every_matrix(eggs, tiny, text_file):
     ran = eggs("plan", tiny(), "--calibration", text_file, "--nsamples", 4, "--exclude", "*.1.mlp.down_proj")
     assert ran.code == 0
@@ -22,6 +25,16 @@ def test_a_method_without_statistics_needs_no_text(eggs, tiny):
     assert "14 to 0.5 by magnitude" in ran.out
     assert "weights alone" in ran.out
     assert "calibration: none needed" in ran.out
+
+
+def test_a_file_of_windows_says_how_many_there_are(eggs, tiny, tmp_path):
+    path = tmp_path / "windows.npy"
+    np.save(path, np.zeros((24, 48), int))
+    found = eggs("plan", tiny(), "--calibration", path, "--nsamples", 3)
+    assert f"calibration: 24 windows of 48 tokens from {path}" in " ".join(found.out.split())
+    refused = eggs("plan", tiny(), "--calibration", path, "--set", "calibration.skip_first=48")
+    assert "calibration.skip_first = 48 leaves nothing of windows of 48 tokens" in refused.error
+    assert "24 windows" not in eggs("plan", tiny(), "--calibration", path, "--method", "magnitude").out
 
 
 def test_as_json(eggs, tiny):

@@ -64,6 +64,16 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     assert "left" in screen.getvalue()
 
 
+def test_blocks_of_an_earlier_process_do_not_shorten_the_estimate(monkeypatch):
+    now = iter([0.0, 0.0, 60.0, 60.0])
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(now))
+    progress = terminal.Progress("prune", quiet=True)
+    progress.__enter__()
+    progress.listen(Event("remark", 40, 80, "Going on behind block 40 of 80"))
+    progress.listen(Event("block", 41, 80))
+    assert progress._costs()[0] == "39 min 00 s left"
+
+
 def test_quiet_progress_says_nothing(capsys):
     with terminal.Progress("prune", quiet=True) as progress:
         progress.listen(Event("block", 1, 2))

@@ -122,13 +122,17 @@ def test_what_goes_wrong_on_one_process_is_said_once(prune, tiny, tmp_path):
 def test_what_cannot_be_shared_out_is_refused(prune, tmp_path):
     few = prune("few", 2, "wanda", "--nsamples", 3)
     tried = prune("tried", 2, "wanda", "--try", "seed=0,1")
+    size = prune("size", 2, "wanda", "--memory", "foo")
+    place = prune("place", 2, "wanda", "--device", "cuda:99")
     other = Launched(2, tmp_path / "other", ["methods"])
-    assert few.codes() == tried.codes() == [2, 2]
+    assert few.codes() == tried.codes() == size.codes() == place.codes() == [2, 2]
     assert other.codes() == [2, 0]
     assert "3 calibration windows cannot be shared out over 2 processes" in few.said(0)[0]
     assert "--try is for one process" in tried.said(0)[0]
     assert "only eggs prune shares its work" in other.said(0)[0]
-    assert few.said(1) == tried.said(1) == other.said(1) == []
+    assert "--memory: expected a size such as" in size.said(0)[0]
+    assert "device 'cuda:99' cannot be used here" in place.said(0)[0]
+    assert few.said(1) == tried.said(1) == size.said(1) == place.said(1) == other.said(1) == []
 
 
 @pytest.mark.slow

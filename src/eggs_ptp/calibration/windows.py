@@ -15,11 +15,15 @@ from torch import Tensor
 
 from eggs_ptp.calibration.documents import read_documents
 from eggs_ptp.calibration.hub import C4, FIRST, hub_documents, is_hub_name
-from eggs_ptp.calibration.tokens import Tokenizer, token_ids, tokenise
+from eggs_ptp.calibration.tokens import ENCODING, STEP, Tokenizer, token_ids, tokenise
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.errors import CalibrationError
 
 BUILTIN: Final = "the built-in text"
+_BUILTIN_BYTES: Final = 200_000
+_DOCUMENT: Final = 2_500  # bytes, of a data set
+_UNPACKED: Final = 6  # times as large as the file
+_READ: Final = 8  # bytes for each of a text: it twice, and a quarter as many tokens, also twice
 
 
 class Spec(Protocol):
@@ -97,7 +101,7 @@ def calibration_windows(
         CalibrationError: a text that is missing, unreadable or too short, or tokens that the model does not have.
     """
     length = spec.seqlen or seqlen
-    if spec.text is not None and spec.text.lower().endswith(".npy"):
+    if spec.text is not None and is_given(spec.text):
         windows = _given(Path(spec.text))
     else:
         if tokenizer is None:
@@ -117,6 +121,32 @@ def calibration_windows(
             "the tokens must come from the model's own tokenizer"
         )
     return windows
+
+
+def is_given(text: str | None) -> bool:
+    """Whether it names a file of token windows."""
+    return str(text).lower().endswith(".npy")
+
+
+def drawing_bytes(text: str | None) -> int:
+    """About what it takes to read a text and turn it into tokens."""
+    if is_given(text):
+        return 0
+    path = Path(text or "")
+    size = FIRST * _DOCUMENT if not text or is_hub_name(text) else _BUILTIN_BYTES
+    if text and path.is_file():
+        size = path.stat().st_size * (_UNPACKED if path.suffix.lower() in (".gz", ".parquet") else 1)
+    return _READ * size + ENCODING * min(size, 2 * STEP)
+
+
+def given_shape(path: Path) -> tuple[int, int]:
+    """How many token windows a file holds, and of how many tokens; only its header is read.
+
+    Raises:
+        CalibrationError: it holds anything else.
+    """
+    nsamples, seqlen = _array(path).shape
+    return nsamples, seqlen
 
 
 def consecutive_windows(tokens: Tensor, seqlen: int, limit: int | None = None, source: str = "the text") -> Tensor:
@@ -208,20 +238,26 @@ def _from_documents(
 
 
 def _given(path: Path) -> Windows:
+    array = _array(path)
+    nsamples, seqlen = array.shape
+    source = f"{path} ({nsamples} windows of {seqlen} token ids, in place of nsamples and seqlen)"
+    return Windows(torch.from_numpy(array.astype(np.int64)), source, "given", 0, array.size)
+
+
+def _array(path: Path) -> Any:
     try:
-        array = np.load(path, allow_pickle=False)
+        with np.errstate(over="raise"):  # a header may say any shape
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: nothing is read before it is asked for
     except FileNotFoundError:
         raise CalibrationError(f"there is no file {path}; check the name") from None
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, ArithmeticError) as error:
         raise CalibrationError(f"{path} cannot be read as a NumPy array of token ids: {error}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not array.shape[0] or array.shape[1] < 2:
         shape = getattr(array, "shape", "several arrays")
         raise CalibrationError(f"{path}: expected token windows of shape (nsamples, seqlen), came {shape}")
     if not np.issubdtype(array.dtype, np.integer):
         raise CalibrationError(f"{path}: expected integer token ids, came {array.dtype}")
-    nsamples, seqlen = array.shape
-    source = f"{path} ({nsamples} windows of {seqlen} token ids, in place of nsamples and seqlen)"
-    return Windows(torch.from_numpy(array.astype(np.int64)), source, "given", 0, array.size)
+    return array
 
 
 def _check_length(source: str, tokens: int, seqlen: int) -> None:

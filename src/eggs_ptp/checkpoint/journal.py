@@ -23,7 +23,9 @@ from eggs_ptp.errors import CheckpointError, ModelError
 _RUN = "journal.json"
 _FACTS, _ORDERS, _STREAM, _CHECKS = "facts.json", "orders.safetensors", "stream", "checks.json"
 _ENTRY = re.compile(r"entry-(\d{5})")
+_READ = ("config.json", "model.safetensors.index.json")
 _READ_WHOLE = 1024**3  # bytes of weights up to which a model is known by its content
+_BATCH = "batch tokens that --memory allows"  # in an identity: what a larger budget may differ in
 _SHOWN = 3  # differences that a refusal lists
 _PIECE = 1 << 22
 
@@ -48,8 +50,11 @@ class Journal:
     """Entries in a draft's workplace: a folder each, which appears by one rename once all in it is on the disk.
 
     An entry holds its facts, orders, and `stream`: the hidden states as they enter the next block, of which only the
-    last entry's are kept. `parts` are the files, relative to the workplace, that blocks were written to.
+    last entry's are kept. `parts` are the files, relative to the workplace, that blocks were written to. `batch_tokens`
+    are those of its batches, which show in the last bits: those that the run began with.
     """
+
+    batch_tokens: int
 
     def __init__(self, workplace: Path) -> None:
         self.folder = workplace
@@ -69,10 +74,13 @@ class Journal:
             CheckpointError: what is there is damaged.
         """
         now = json.loads(json.dumps(identity))
+        self.batch_tokens = now[_BATCH]
         if not self.begun(self.folder):
             (self.folder / _RUN).write_text(json.dumps(now), encoding="utf-8")
             return []
         then = self._json(self.folder / _RUN)
+        if isinstance(then, dict) and then.get(_BATCH) in range(1, now[_BATCH]):  # what affords more affords these
+            self.batch_tokens = now[_BATCH] = then[_BATCH]
         if then != now:
             return list(_differences(then, now))
         numbers = sorted(int(found[1]) for path in self.folder.iterdir() if (found := _ENTRY.fullmatch(path.name)))
@@ -196,15 +204,15 @@ def identity_of(record: RunRecord, folder: Path) -> dict[str, Any]:
         "recipe": record.recipe,
         "mask file": _sha256(Path(mask)) if mask else None,
         "calibration": record.calibration,
-        "computing": {"device": record.device, "dtype": record.dtype, "orders": record.orders}
-        | {"batch_tokens": record.batch_tokens},
+        "computing": {"device": record.device, "dtype": record.dtype, "orders": record.orders},
+        _BATCH: record.batch_tokens,
     }
 
 
 def _files(folder: Path) -> dict[str, Any]:
-    """Configuration and code by content; weights too up to 1 GiB, larger ones by header, size and time of change."""
+    """Configuration, index and code by content; weights too up to 1 GiB, larger ones by header, size and mtime."""
     weights = sorted(folder.glob("*.safetensors"))
-    others = [path for path in folder.iterdir() if path.suffix == ".py" or path.name == "config.json"]
+    others = [path for path in folder.iterdir() if path.suffix == ".py" or path.name in _READ]
     whole = sum(path.stat().st_size for path in weights) <= _READ_WHOLE
     found = {path.name: _sha256(path) for path in (*sorted(others), *(weights if whole else ()))}
     for path in () if whole else weights:

@@ -68,9 +68,9 @@ def prune(
         mask=str(mask) if mask else None,
     )
     how: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    how["memory"] = flags.memory_of(memory)
     with joined(device) as ranks:
-        _check_try(try_, ranks.count)
+        how["memory"] = flags.memory_of(memory)
+        _check(try_, ranks.count, output, recipe)
         tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
         recipes, found = {value: recipe_of([*(set_ or ()), value]) for value in tried}, dict[str, float]()
         asked = recipes[tried[0]] if tried else recipe_of(set_)
@@ -85,7 +85,10 @@ def prune(
         _report(record, output, found, json=json)
 
 
-def _check_try(values: str | None, processes: int) -> None:
+def _check(values: str | None, processes: int, output: Path, recipe: Path | None) -> None:
+    from eggs_ptp.checkpoint.draft import check_survives
+
+    check_survives(output, *filter(None, [recipe]))
     if values and processes > 1:
         raise RecipeError("--try is for one process; choose with it first, then start several without it")
 

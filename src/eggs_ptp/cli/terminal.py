@@ -84,6 +84,7 @@ class Progress:
         self._console = console(stderr=True)
         self._start = time.perf_counter()
         self._end: float | None = None  # when it should be over
+        self._before = 0  # blocks that an earlier process has finished
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -122,12 +123,14 @@ class Progress:
         elif event.kind == "block":
             self.count(event.block, event.blocks)
         elif event.kind == "remark":
+            self._before = event.block
             line(event.stage, stderr=True)
 
     def count(self, done: int, total: int) -> None:
         """Say that so many of all blocks, or windows, are finished."""
         now = time.perf_counter()
-        self._end = now + (now - self._start) / done * (total - done) if 0 < done < total else None
+        here = done - self._before
+        self._end = now + (now - self._start) / here * (total - done) if here > 0 and done < total else None
         self._show(done, total, self._title)
         if self._bar is None and not self._quiet:
             line(f"{self._title}: {done}/{total}, {', '.join(filter(None, self._costs()))}", stderr=True)

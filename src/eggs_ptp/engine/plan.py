@@ -3,17 +3,19 @@
 import functools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from eggs_ptp.calibration.windows import given_shape, is_given
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.budget import Budget, budget_of, needs_of
 from eggs_ptp.engine.fit import check_coverage, check_folding, check_tuning, shape_of
 from eggs_ptp.engine.ranks import Ranks
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.errors import RecipeError
+from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.method.step import Bound
 from eggs_ptp.models.family import Reach
 from eggs_ptp.models.load import Skeleton
@@ -130,6 +132,10 @@ class Plan:
         """The matrices of one block, in the order they run."""
         return [matrix for matrix in self.matrices if matrix.block == block]
 
+    def in_batches(self, tokens: int) -> "Plan":
+        """The same with batches of so many tokens."""
+        return replace(self, budget=replace(self.budget, batch_tokens=tokens))
+
     def computing(self, ranks: Ranks) -> dict[str, Any]:
         """What its numbers depend on beside the recipe, as a record has it."""
         where = self.device if ranks.count == 1 else torch.device(self.device).type  # each has one of its own
@@ -174,17 +180,11 @@ def plan_run(
     Raises:
         ModelError: a block has a linear that the family does not know, or tensors do not fit the config.
         RecipeError: the rules leave nothing to prune, or it does not fit into `memory`.
+        CalibrationError: a file of windows that holds none, or windows longer than the model's context.
         PatternError: a pattern that does not fit a matrix, its method, or the heads inside which it is permuted.
     """
     check_coverage(skeleton, shards)
     matrices = _decided(skeleton, shards, recipe)
-    seqlen = recipe.calibration.seqlen or min(2048, skeleton.context)
-    if seqlen > skeleton.context:
-        raise RecipeError(f"seqlen {seqlen} is longer than the model's context of {skeleton.context} tokens")
-    if recipe.calibration.skip_first >= seqlen:
-        raise RecipeError(
-            f"calibration.skip_first = {recipe.calibration.skip_first} leaves nothing of windows of {seqlen} tokens"
-        )
     draft = Plan(
         model=str(skeleton.folder),
         model_type=skeleton.family.model_type,
@@ -194,17 +194,17 @@ def plan_run(
         blocks=len(skeleton.blocks),
         matrices=matrices,
         nsamples=recipe.calibration.nsamples,
-        seqlen=seqlen,
+        seqlen=recipe.calibration.seqlen or min(2048, skeleton.context),
         calibration=recipe.calibration.text or "",
         orders=_orders(skeleton, recipe) if any(matrix.permutes for matrix in matrices) else None,
         memory_bytes=0,
         seconds=0.0,
     )
+    draft = _of_windows(draft, skeleton, recipe)
     check_tuning(draft)
     check_folding(draft, skeleton, shards)
     cost: dict[str, Any] = {"memory_bytes": needs_of(draft, skeleton).total, "seconds": _seconds(draft, device)}
-    cost["budget"] = budget_of(draft, skeleton, memory)
-    return Plan(**{**draft.__dict__, **cost})
+    return replace(draft, budget=budget_of(draft, skeleton, memory), **cost)
 
 
 def _decided(skeleton: Skeleton, shards: Shards, recipe: Recipe) -> tuple[MatrixPlan, ...]:
@@ -229,6 +229,25 @@ def _decided(skeleton: Skeleton, shards: Shards, recipe: Recipe) -> tuple[Matrix
     if not any(matrix.resolved for matrix in matrices):
         raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
     return tuple(matrices)
+
+
+def _of_windows(draft: Plan, skeleton: Skeleton, recipe: Recipe) -> Plan:
+    """The same with the windows of a file of windows, where it is to be read; they must fit model and recipe."""
+    asked, text, context = recipe.calibration, draft.calibration, skeleton.context
+    if draft.needs_calibration and is_given(text):
+        nsamples, seqlen = given_shape(Path(text))
+        if seqlen > context:
+            raise CalibrationError(
+                f"{text}: windows of {seqlen} tokens are longer than the model's context of {context}"
+            )
+        draft = replace(draft, nsamples=nsamples, seqlen=seqlen)
+    elif draft.seqlen > context:
+        raise RecipeError(f"seqlen {draft.seqlen} is longer than the model's context of {context} tokens")
+    if asked.skip_first >= draft.seqlen:
+        raise RecipeError(
+            f"calibration.skip_first = {asked.skip_first} leaves nothing of windows of {draft.seqlen} tokens"
+        )
+    return draft
 
 
 def _orders(skeleton: Skeleton, recipe: Recipe) -> str:

@@ -1,12 +1,11 @@
 """What a run begins with: the loop made ready, and the windows that it is calibrated on."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from eggs_ptp.calibration.windows import Windows, calibration_windows
+from eggs_ptp.calibration.windows import Windows, calibration_windows, is_given
 from eggs_ptp.engine.counted import Counted
 from eggs_ptp.engine.event import Listener, ignore
 from eggs_ptp.engine.masks import MaskFile
@@ -16,7 +15,6 @@ from eggs_ptp.engine.ranks import Ranks
 from eggs_ptp.engine.run import Run
 from eggs_ptp.engine.shards import Shards
 from eggs_ptp.engine.shelf import Shelf
-from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.load import Skeleton, load_tokenizer
 from eggs_ptp.recipe.recipe import Recipe
 
@@ -35,8 +33,7 @@ def run_of(
 
     Batches are the same on all ranks, whatever memory each has left: their size shows in the last bits.
     """
-    tokens = ranks.of_leader(lambda: decided.budget.batch_tokens)
-    decided = replace(decided, budget=replace(decided.budget, batch_tokens=tokens))
+    decided = decided.in_batches(ranks.of_leader(lambda: decided.budget.batch_tokens))
     disk = next(parent for parent in output.resolve().parents if parent.exists())
     return Run(
         decided,
@@ -63,12 +60,12 @@ def draw_windows(
     """The calibration windows of a run; `builtin` are the documents of a text that is no file.
 
     Raises:
-        CalibrationError: no text, too short a text, or windows longer than the model's context.
+        CalibrationError: no text, or too short a text.
         ModelError: no tokenizer.
     """
-    ready = str(recipe.calibration.text).lower().endswith(".npy")  # token windows need no tokenizer
+    ready = is_given(recipe.calibration.text)
     tokenizer = None if ready else load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
-    windows = calibration_windows(
+    return calibration_windows(
         recipe.calibration,
         tokenizer,
         seqlen=decided.seqlen,
@@ -76,9 +73,3 @@ def draw_windows(
         vocab_size=skeleton.vocab_size,
         builtin=builtin,
     )
-    if windows.tokens.shape[1] > skeleton.context:
-        raise CalibrationError(
-            f"{windows.source}: windows of {windows.tokens.shape[1]} tokens are longer than the model's context "
-            f"of {skeleton.context}"
-        )
-    return windows

@@ -17,7 +17,6 @@ from torch.distributed.rendezvous import rendezvous
 from eggs_ptp import errors
 from eggs_ptp.core.stats import Moments
 from eggs_ptp.engine.chain import chain
-from eggs_ptp.engine.place import find_device
 from eggs_ptp.engine.ranks import ALONE, Ranks, Work
 from eggs_ptp.errors import EggsError, TeamError
 
@@ -45,7 +44,7 @@ class Team(Ranks):
 
     def device(self, name: str) -> str:
         """The GPU of its own, where any is asked for."""
-        return str(self._place) if name in ("auto", "cuda") else name
+        return str(self._place) if name in ("auto", self._place.type) else name
 
     def add_up(self, sums: Iterable[tuple[Moments, Sequence[Moments]]]) -> None:
         """In a chain."""
@@ -276,8 +275,8 @@ def joined(device: str) -> Iterator[Ranks]:
     if count == 1:
         yield ALONE
         return
-    place = find_device(device)
-    if place.type == "cuda":
+    place = torch.device("cpu")  # a device that is not there is refused once there is a team, to say so once
+    if device.startswith(("auto", "cuda")) and torch.cuda.is_available():
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
         torch.cuda.set_device(place)
     try:
