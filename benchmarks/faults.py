@@ -27,6 +27,7 @@ import torch
 from fault_kinds import KINDS, Fault, Missed, Scene, unmount
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from eggs_ptp.checkpoint import draft
 from eggs_ptp.cli import program
 from eggs_ptp.cli.main import main
 
@@ -36,6 +37,7 @@ OTHERWISE += ("calibration",)
 UNCLEARED = ("kill", "permission lost")  # nothing could be cleared away; the next run does
 MISSES = 20  # faults of a kind in a row that come too late, or hit nothing
 INTERRUPTED = {"interrupt": 130, "terminate": 143}
+ONE_FILE = draft._ONE_FILE
 _OVER = 75  # a signal came when the command had ended
 
 
@@ -49,6 +51,7 @@ class Row:
     code: int | None = None
     line: str = ""
     clear: bool = False  # the exit code and the one line are what they should be
+    several: bool = False  # outputs of several files, as those of more than 2 GiB are
     replaces: bool = False  # there was an output, and --overwrite
     intact: bool = False  # nothing half-written; and what was there is as it was, or the whole new output is there
     kept: int = 0  # finished blocks that the same command could go on from
@@ -58,10 +61,12 @@ class Row:
 
 
 class Bench:
-    """A model, a text, what undisturbed runs make of them, and room for the others."""
+    """A model, a text, what undisturbed runs make of them, in one file or several, and room for the others."""
 
-    def __init__(self, room: Path) -> None:
-        self.room = room
+    def __init__(self, room: Path, *, several: bool) -> None:
+        self.room, self.several = room, several
+        self.cut()
+        room.mkdir()
         self.model, self.text = room / "model", room / "text.txt"
         _model(self.model)
         lines = [f"Line {i} says that {i * i} is the square of {i}, and {i % 7} the rest by seven." for i in range(80)]
@@ -78,6 +83,10 @@ class Bench:
             self.whole[verb] = content(output)
         _run([*self.words("prune", self.model, self.before)[:4], "--method", "magnitude", "--json"])
         self.previous = files(self.before)
+
+    def cut(self) -> None:
+        """Have what is forked from here on write files of this bench's kind."""
+        draft._ONE_FILE = 1000 if self.several else ONE_FILE
 
     def words(self, verb: str, model: Path, output: Path, *, replace: bool = False) -> list[str]:
         """The command."""
@@ -145,7 +154,7 @@ class Bench:
             shutil.copytree(self.before, output)
         words = self.words(verb, place / "model", output, replace=replace)
         words[1] = str(source)
-        row = Row(verb, kind, fault.detail, replaces=replace)
+        row = Row(verb, kind, fault.detail, several=self.several, replaces=replace)
         if fault.before:
             fault.before(lambda: self.start(words, log))
         process = self.start(words, log, fault.prepare)
@@ -258,11 +267,13 @@ def table(rows: list[Row]) -> list[dict[str, Any]]:
 
 def run(counts: dict[str, int], room: Path, seed: int, tell: Callable[[Row], None] = lambda _: None) -> list[Row]:
     """So many faults of each verb that hit a run, shared out over the kinds that it knows and this machine permits."""
-    bench, rows = Bench(room), []
+    benches, rows = [Bench(room / str(several), several=several) for several in (False, True)], []
     for verb, count in counts.items():
         draw = random.Random(f"{seed} {verb}")  # noqa: S311
         kinds = [name for name, make in KINDS.items() if verb in make.verbs and make.possible()]
         for number in range(count):
+            bench = benches[verb == "prune" and number // len(kinds) % 2]  # a packed folder is written in one way
+            bench.cut()
             tries = (bench.inject(verb, kinds[number % len(kinds)], draw) for _ in range(MISSES))
             row = next(row for row in tries if row is not None)
             rows.append(row)

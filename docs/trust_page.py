@@ -14,8 +14,8 @@ What is trusted and what is not: [SECURITY.md](../SECURITY.md).
 ## Faults
 
 Each row is so many runs of one command on a small random Llama (three blocks, 0.2 MB, in five shards), every one with a
-fault of its own, drawn from a seed; about half of the runs replace a previous output (`--overwrite`). *Clear*: exit code 2
-and one line on stderr that names what and why, no traceback (for signals: exit code 130 or 143 and `eggs: interrupted`;
+fault of its own, drawn from a seed; about half of the runs replace a previous output (`--overwrite`), and in every other
+round `eggs prune` writes several files, as it does of a model of more than 2 GiB. *Clear*: exit code 2 and one line on stderr that names what and why, no traceback (for signals: exit code 130 or 143 and `eggs: interrupted`;
 a kill says nothing). *Intact*: the previous output is there bit for bit, or nothing where nothing was, or the new
 output as a whole; nothing half-written. *Equal*: the same command afterwards, without the fault, ends with the bytes of
 an undisturbed run (of the record all but times, memory and folder names), and nothing else is left. *Went on*: how many

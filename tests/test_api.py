@@ -219,6 +219,20 @@ def test_the_source_survives_the_run(tiny, tmp_path):
     assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in tiny().iterdir())
 
 
+@pytest.mark.parametrize("inside", ["model", "text.txt", "masks.npz"])
+def test_an_output_that_holds_what_a_run_reads_is_not_replaced(tiny, tmp_path, text_file, inside):
+    output = shutil.copytree(tiny(), tmp_path / "out")
+    source = shutil.copytree(tiny(), output / "model") if inside == "model" else tiny()
+    shutil.copy(text_file, output / "text.txt")
+    (output / "masks.npz").write_bytes(b"masks")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    read = {"text.txt": "calibration", "masks.npz": "mask"}
+    settings = {read[inside]: str(output / inside)} if inside in read else {}
+    with pytest.raises(CheckpointError, match=rf"out: holds .*{inside}, which would go with it; write to another one"):
+        api.prune(str(source), output, method="wanda", overwrite=True, **settings)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.1.input_layernorm.weight"])
 def test_what_is_taken_over_must_be_finite(tiny, tmp_path, name):
     source = shutil.copytree(tiny(), tmp_path / "model")

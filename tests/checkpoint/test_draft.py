@@ -96,6 +96,53 @@ def test_a_large_checkpoint_becomes_shards_with_an_index(tiny, tmp_path, monkeyp
     AutoModelForCausalLM.from_pretrained(output)
 
 
+def test_a_folder_that_came_to_hold_something_meanwhile_is_not_replaced(tiny, tmp_path, monkeypatch):
+    def come(draft, folder):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.md").write_text("mine")
+
+    monkeypatch.setattr(Draft, "copy_files", come)
+    with pytest.raises(CheckpointError, match=r"out: not empty any more; pass --overwrite"):
+        write(tiny("llama"), tmp_path / "out")
+    assert snapshot(tmp_path) == {Path("out"): None, Path("out/notes.md"): b"mine"}
+
+
+def test_an_empty_folder_is_taken(tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert (write(tiny("llama"), tmp_path / "out") / "config.json").is_file()
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["of the same file system", "of another"])
+def test_a_mount_point_is_refused_before_any_work(tmp_path, monkeypatch, listed):
+    output = tmp_path / "my out"
+    output.mkdir()
+    if listed:
+        table = f"36 35 98:0 /mnt1 {tmp_path}/my\\040out rw,noatime - ext4 /dev/root rw\n"
+        monkeypatch.setattr(Path, "read_text", lambda path, **_: table)
+    else:
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == output)
+    with pytest.raises(CheckpointError, match=r"my out: a mount point, .*; write to a folder in it"):
+        Draft(output)
+    Draft(output / "inside")
+
+
+def test_a_ring_of_links_is_no_place(tmp_path):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(CheckpointError, match="one: "), Draft(tmp_path / "one"):
+        pass
+
+
+def test_the_journal_of_an_output_of_a_longer_name_is_left_alone(tmp_path):
+    others = [tmp_path / name for name in (".out.draft.b.draft", ".out.draft.7.draft")]
+    left = tmp_path / ".out.draft.123"
+    for folder in (*others, left):
+        (folder / "blocks").mkdir(parents=True)
+    with Draft(tmp_path / "out"):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
 def test_config_and_tokenizer_are_copied_byte_for_byte_and_weights_are_not(tiny, tmp_path):
     source = shutil.copytree(tiny("llama"), tmp_path / "source")
     kept = {
@@ -112,11 +159,15 @@ def test_config_and_tokenizer_are_copied_byte_for_byte_and_weights_are_not(tiny,
     for name, content in {**kept, **left}.items():
         (source / name).write_bytes(content)
     (source / "onnx").mkdir()
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"{{ b }}")
     output = write(source, tmp_path / "out")
     copied = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", *kept]
     for name in copied:
         assert (output / name).read_bytes() == (source / name).read_bytes()
-    assert {p.name for p in output.iterdir()} == {*copied, "README.md", "eggs", "eggs.json", "model.safetensors"}
+    assert (output / "additional_chat_templates" / "tool_use.jinja").read_bytes() == b"{{ b }}"
+    folders = {"additional_chat_templates", "eggs"}
+    assert {p.name for p in output.iterdir()} == {*copied, *folders, "README.md", "eggs.json", "model.safetensors"}
     assert (output / "README.md").read_text() == "# card\n"
     assert json.loads((output / "eggs.json").read_text()) == {"format": 1}
 

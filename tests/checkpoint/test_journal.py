@@ -22,6 +22,8 @@ from eggs_ptp.checkpoint.draft import Draft
 from eggs_ptp.checkpoint.record import versions
 from eggs_ptp.cli.main import main
 from eggs_ptp.cli.terminal import Progress
+from eggs_ptp.engine import plan as plan_module
+from eggs_ptp.engine.budget import Budget
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
 
 BLOCKS = 4
@@ -207,6 +209,15 @@ def change_config(prune, source, tmp_path, monkeypatch):
         prune()
 
 
+def change_index(prune, source, tmp_path, monkeypatch):
+    table = dict.fromkeys(load_file(source / "model.safetensors"), "model.safetensors")
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    try:
+        prune()
+    finally:
+        (source / "model.safetensors.index.json").unlink()
+
+
 def change_versions(prune, source, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "versions", lambda: {**versions(), "eggs-ptp": "9.9.9"})
     prune()
@@ -221,6 +232,7 @@ CHANGES = {
     "weights": (change_weights, "model model.safetensors was "),
     "large": (change_time_of_large_weights, "model model.safetensors was "),
     "config": (change_config, "model config.json was "),
+    "index": (change_index, "model model.safetensors.index.json was "),
     "versions": (change_versions, "versions eggs-ptp was 0.1.0, now 9.9.9"),
 }
 
@@ -238,6 +250,33 @@ def test_a_run_that_differs_is_refused(prune, source, stopped, tmp_path, monkeyp
     ]
     assert not (tmp_path / "out").exists()
     assert not hasattr(caught.value, "__notes__")
+
+
+@contextmanager
+def allowing(tokens):
+    """While this lasts, --memory allows batches of so many tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "budget_of", lambda *_: Budget(tokens))
+        yield
+
+
+def test_a_larger_budget_goes_on_with_the_batches_of_the_smaller_one(prune, tmp_path):
+    many = {"method": "wanda", "nsamples": 16}
+    with allowing(64):
+        prune(output="whole", **many)
+        with pytest.raises(KeyboardInterrupt):
+            prune(listener=Stop(2), **many)
+    again = Stop()
+    record = prune(listener=again, **many)
+    assert (again.worked, record.batch_tokens) == ({2, 3}, 64)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert prune(output="free", **many).batch_tokens == 2048
+
+
+def test_a_budget_too_small_for_the_batches_of_an_earlier_one_is_refused(prune, stopped):
+    message = r"\(batch tokens that --memory allows was 2048, now 64\); repeat its command"
+    with allowing(64), pytest.raises(CheckpointError, match=message):
+        prune()
 
 
 def test_overwrite_starts_anew_where_the_run_differs_and_goes_on_where_it_does_not(prune, stopped, tmp_path):
@@ -379,6 +418,29 @@ def test_a_failure_at_the_very_end_loses_nothing(prune, monkeypatch, tmp_path, o
     assert again.worked == set()
     assert len(weights(tmp_path / "out")) == (2 if one_file else BLOCKS + 2)
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interruption_while_the_last_shard_is_written_loses_nothing(prune, whole, monkeypatch, tmp_path, overwrite):
+    monkeypatch.setattr(draft_module, "_ONE_FILE", 1000)
+
+    put_rows = draft_module.Stream.put_rows
+
+    def stop(stream, name, parts):
+        if name == "model.norm.weight":
+            raise KeyboardInterrupt
+        put_rows(stream, name, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(draft_module.Stream, "put_rows", stop)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            prune()
+    assert f"{BLOCKS} finished blocks are kept" in caught.value.__notes__[0]
+    again = Stop()
+    prune(listener=again, overwrite=overwrite)
+    assert again.worked == set()
+    assert names(tmp_path) == ["out"]
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == BLOCKS + 1
 
 
 @contextmanager

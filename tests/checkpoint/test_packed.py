@@ -245,9 +245,48 @@ def test_forms_and_places_that_make_no_sense_are_refused(pruned, packed, tmp_pat
         export(packed, tmp_path / "out", "packed")
     with pytest.raises(CheckpointError, match=r"not empty; pass --overwrite"):
         export(pruned(), packed, "packed")
-    with pytest.raises(CheckpointError, match="lies in the folder that is exported"):
+    with pytest.raises(CheckpointError, match="lies in the model's own folder"):
         export(packed, packed / "dense", "dense")
     export(pruned(), packed, "packed", overwrite=True)
+
+
+def test_a_folder_that_holds_what_is_exported_is_not_replaced(pruned, tmp_path):
+    outer = shutil.copytree(pruned(), tmp_path / "outer")
+    inner = shutil.copytree(pruned(), outer / "inner")
+    before = files(outer)
+    with pytest.raises(CheckpointError, match=r"outer: holds .*inner, which would go with it; write to another one"):
+        export(inner, outer, "packed", overwrite=True)
+    assert files(outer) == before
+
+
+def test_a_card_in_another_encoding_stays_as_it_is(pruned, tmp_path):
+    source = shutil.copytree(pruned(), tmp_path / "source")
+    (source / "README.md").write_bytes(b"caf\xe9\n")
+    export(source, tmp_path / "out", "packed")
+    assert b"caf\xe9\n" in (tmp_path / "out" / "README.md").read_bytes()
+
+
+def test_what_a_record_calls_a_matrix_must_be_one(pruned, tmp_path):
+    source = shutil.copytree(pruned(), tmp_path / "source")
+    record = json.loads((source / MANIFEST).read_text())
+    record["matrices"][0]["name"] = "model.norm"
+    record.pop("untouched")
+    (source / MANIFEST).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"model\.norm is to be packed as a matrix, but has shape \(32,\)"):
+        export(source, tmp_path / "out", "packed")
+    with pytest.raises(CheckpointError, match=r"model\.norm is recorded as a matrix, but has shape \(32,\)"):
+        api.export_masks(source, tmp_path / "masks.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_tensor_called_as_a_part_of_a_packed_matrix_is_refused(pruned, tmp_path):
+    source = shutil.copytree(pruned(), tmp_path / "source")
+    change(source, **{f"{DOWN}.values".replace(".", "__"): torch.ones(2, 2)})
+    record = json.loads((source / MANIFEST).read_text())
+    record.pop("untouched")
+    (source / MANIFEST).write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=rf"{DOWN}\.values is a tensor of its own, and would be a part of"):
+        export(source, tmp_path / "out", "packed")
 
 
 def damaged_bits(folder):

@@ -119,6 +119,10 @@ def test_an_error_leaves_stdout_empty_also_where_json_was_asked_for(eggs, tmp_pa
     [
         (OSError(28, "No space left on device", "out"), "eggs: error: [Errno 28] No space left on device: 'out'\n"),
         (MemoryError(), "eggs: error: MemoryError\n"),
+        (
+            RuntimeError("can't allocate memory: 5 bytes"),
+            "eggs: error: no memory left: can't allocate memory: 5 bytes\n",
+        ),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(eggs, monkeypatch, error, line):
@@ -130,12 +134,19 @@ def test_what_the_machine_refuses_is_one_line(eggs, monkeypatch, error, line):
     assert (ran.code, ran.out, ran.err) == (2, "", line)
 
 
-def test_faults_of_ours_keep_their_traceback(monkeypatch):
+def test_names_of_files_that_are_no_text_are_refused(eggs):
+    assert eggs("plan", "mod\udcff").error == (
+        "'mod\\udcff': expected words in UTF-8, which records and cards are written in; rename the file"
+    )
+
+
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError])
+def test_faults_of_ours_keep_their_traceback(monkeypatch, kind):
     def fail(*arguments, **options):
-        raise AssertionError("ours")
+        raise kind("ours")
 
     monkeypatch.setattr(api, "plan", fail)
-    with pytest.raises(AssertionError, match="ours"):
+    with pytest.raises(kind, match="ours"):
         main(["plan", "demo"])
 
 

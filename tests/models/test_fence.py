@@ -69,6 +69,23 @@ def test_a_shard_elsewhere_is_refused(model, tmp_path):
         Shards(model)
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.txt", "config.json"])
+def test_a_pipe_is_not_waited_for(model, name):
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(ModelError, match=rf"{name}: neither a file nor a folder|no config\.json"):
+        read_config(model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_half_a_surrogate_pair_is_no_text(model, name):
+    edit(model / name, x="\ud83d\ude00")
+    Shards(model)
+    edit(model / name, x="\ud800")
+    with pytest.raises(ModelError, match=rf"{name}: not valid JSON .*surrogates not allowed"):
+        read_config(model), Shards(model)
+
+
 def test_links_inside_the_folder_and_rings(model):
     (model / "again.json").symlink_to("config.json")
     assert read_config(model)["model_type"] == "llama"

@@ -14,7 +14,7 @@ from eggs_ptp.checkpoint.interruption import deferred
 from eggs_ptp.checkpoint.journal import Journal, identity_of
 from eggs_ptp.checkpoint.record import RunRecord
 from eggs_ptp.checkpoint.stream import Spec, Stream
-from eggs_ptp.checkpoint.workplace import Workplace, exchange, flush
+from eggs_ptp.checkpoint.workplace import Workplace, exchange, flush, is_mount
 from eggs_ptp.engine.shards import Shards, save_tensors
 from eggs_ptp.errors import (
     CalibrationError,
@@ -25,6 +25,7 @@ from eggs_ptp.errors import (
     PatternError,
     RecipeError,
 )
+from eggs_ptp.models.fence import TEMPLATES
 
 MANIFEST = "eggs.json"
 ORDERS = "eggs/orders.safetensors"
@@ -48,7 +49,14 @@ class Draft:
     """
 
     def __init__(self, output: Path, *, overwrite: bool = False, journal: bool = False) -> None:
-        self.output = output.resolve()  # a link, or the current folder as ".", could not be moved
+        try:
+            self.output = output.resolve()  # a link, or the current folder as ".", could not be moved
+        except RuntimeError as error:  # Python 3.11 and 3.12 on a ring of links
+            raise CheckpointError(f"{output}: a link that leads nowhere") from error
+        if is_mount(self.output):
+            raise CheckpointError(
+                f"{output}: a mount point, which cannot be replaced as a whole; write to a folder in it"
+            )
         if output.exists() and not output.is_dir():
             raise CheckpointError(f"{output}: expected a folder to write to, found a file")
         if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -200,6 +208,8 @@ class Draft:
                 except OSError as error:
                     raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
                 (self.folder / file.name).write_bytes(content)
+        if (folder / TEMPLATES).is_dir():
+            shutil.copytree(folder / TEMPLATES, self.folder / TEMPLATES)
 
     def publish(self) -> None:
         """Move the folder into place, in one step where the system can."""
@@ -207,7 +217,9 @@ class Draft:
         if replaced or self.journal:  # what goes is worth more than the time that this takes
             flush(self.folder)
         with deferred():
-            if not (replaced and exchange(self.folder, self.output)):
+            if not self._overwrite:
+                self._place.give(self.folder)
+            elif not (replaced and exchange(self.folder, self.output)):
                 self._move()
             self._published = True
 
@@ -237,10 +249,10 @@ class Draft:
             except OSError:
                 shutil.copyfile(path, self.folder / target)
         target = f"model-{count:05d}-of-{count:05d}.safetensors"
-        with Stream(self._place.path, specs, largest=total) as stream:
+        with Stream(self.folder, specs, largest=total) as stream:
             for name in rest:
                 stream.put_rows(name, change(name, shards.pieces(name)))
-        (self._place.path / "model.safetensors").rename(self.folder / target)
+        (self.folder / "model.safetensors").rename(self.folder / target)
         where.update(dict.fromkeys(rest, target))
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -265,11 +277,23 @@ class Draft:
         return self._place.path / "previous"
 
 
-def check_apart(output: Path, folder: Path) -> None:
-    """Refuse to write into the source: it must survive the run.
+def check_apart(output: Path, source: Path, *read: Path) -> None:
+    """Refuse to write into the source, and to replace it or anything else that is read: they must survive the run.
 
     Raises:
-        CheckpointError: the output lies in it.
+        CheckpointError: the output lies in the source, or one of them in the output.
     """
-    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-        raise CheckpointError(f"{output}: lies in the model's own folder {folder}; write to another one")
+    if source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise CheckpointError(f"{output}: lies in the model's own folder {source}; write to another one")
+    check_survives(output, source, *read)
+
+
+def check_survives(output: Path, *read: Path) -> None:
+    """Refuse to replace a folder that holds what is read.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for path in read:
+        if output.resolve() in path.resolve().parents:
+            raise CheckpointError(f"{output}: holds {path}, which would go with it; write to another one")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eggs_ptp.checkpoint.card import card_of
-from eggs_ptp.checkpoint.draft import CARD, MANIFEST, ORDERS, Draft
+from eggs_ptp.checkpoint.draft import CARD, MANIFEST, ORDERS, Draft, check_apart
 from eggs_ptp.checkpoint.stream import Spec, Stream
 from eggs_ptp.checkpoint.unpacked import Unpacked, is_packed
 from eggs_ptp.checkpoint.verify import read_manifest
@@ -71,8 +71,7 @@ def export(
         ModelError: no model folder.
         PatternError: a matrix is not N:M, or unstructured.
     """
-    if output.resolve() == folder.resolve() or folder.resolve() in output.resolve().parents:
-        raise CheckpointError(f"{output}: lies in the folder that is exported; write to another one")
+    check_apart(output, folder)
     config = read_config(folder, packed=True)
     if is_packed(folder) == (form == "packed"):
         raise CheckpointError(f"{folder}: is {form} already")
@@ -109,8 +108,9 @@ def _copy_records(
                 matrix.update(updated=True, nonzero=rounded[name], rounded=contents.values[name])
         (draft.folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / CARD).exists():
-        card = card_of((folder / CARD).read_text(encoding="utf-8"), config, contents)
-        (draft.folder / CARD).write_text(card, encoding="utf-8")
+        text = (folder / CARD).read_text(encoding="utf-8", errors="surrogateescape")  # other bytes stay as they are
+        card = card_of(text, config, contents)
+        (draft.folder / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
 
 
 def _write_dense(folder: Path, draft: Draft) -> None:
@@ -129,7 +129,11 @@ def _write_packed(
     shards, rounded = open_dense(folder), {}
     _check_names(folder, shards)
     matrices = {f"{name}.weight": found for name, found in _matrices(folder, shards, pattern).items()}
-    specs = dict(_packed_specs(shards, matrices, values))
+    specs: dict[str, Spec] = {}
+    for name, spec in _packed_specs(shards, matrices, values):
+        if name in specs:
+            raise CheckpointError(f"{folder}: {name} is a tensor of its own, and would be a part of a packed matrix")
+        specs[name] = spec
     with Stream(draft.folder, specs) as stream:
         for name in shards.names:
             if name not in matrices:
@@ -160,6 +164,8 @@ def _packed_specs(shards: Shards, matrices: Mapping[str, _Matrix], values: str |
             yield name, Spec(dtype, shape)
             continue
         matrix, (pattern, order, transposed) = name.removesuffix(".weight"), matrices[name]
+        if len(shape) != 2:
+            raise CheckpointError(f"{shards.where[name]}: {matrix} is to be packed as a matrix, but has shape {shape}")
         shape = shape[::-1] if transposed else shape
         pattern.check_width(shape[1], f"{shards.where[name]}: {matrix}")
         for part, spec in layout(shape, dtype, pattern, values, ordered=order is not None).items():

@@ -1,7 +1,9 @@
 """Workplace: the hidden folder beside an output in which one process at a time makes it."""
 
 import ctypes
+import errno
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -57,7 +59,7 @@ class Workplace:
                 raise
             os.close(lock)
         for left in self.path.parent.iterdir():  # by a process that was killed while it cleared up
-            if left.name.startswith(f"{self.path.name}."):
+            if re.fullmatch(rf"{re.escape(self.path.name)}\.\d+", left.name):
                 shutil.rmtree(left, ignore_errors=True)
 
     def clear(self) -> None:
@@ -67,6 +69,21 @@ class Workplace:
                 shutil.rmtree(path)
             elif path.name != _LOCK:
                 path.unlink()
+
+    def give(self, folder: Path) -> None:
+        """Move a folder to where the output belongs and nothing is, or an empty folder, in one step.
+
+        Raises:
+            CheckpointError: something has come there meanwhile.
+        """
+        try:
+            folder.rename(self.output)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise CheckpointError(
+                f"{self.output}: not empty any more; pass --overwrite to replace it, or move away what has come there"
+            ) from error
 
     def leave(self, *, keep: bool) -> None:
         """Let others in; without `keep` nothing of it stays. Does nothing where another process has it."""
@@ -79,6 +96,16 @@ class Workplace:
                 self.path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
         os.close(self._lock)
+
+
+def is_mount(path: Path) -> bool:
+    """Whether something is mounted there, of the same file system too, which `os.path.ismount` does not see."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        table = ""
+    places = (re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), line.split()[4]) for line in table.splitlines())
+    return os.path.ismount(path) or str(path) in places
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -86,6 +86,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     words = [word for word in arguments if word != "--debug"]
     rank, count = processes()
+    if odd := [word for word in words if not _is_text(word)]:
+        _say(f"error: {odd[0]!r}: expected words in UTF-8, which records and cards are written in; rename the file")
+        return FAILED
     if count > 1 and words[:1] != ["prune"]:
         if rank:
             return 0  # torchrun would end the one that speaks
@@ -106,10 +109,12 @@ def run(arguments: Sequence[str]) -> int:
         context = getattr(error, "ctx", None)
         see = f"; see {context.command_path} --help" if context else ""
         _say(f"error: {_one_line(error.format_message()).rstrip('.')}{see}")  # type: ignore[attr-defined]
+    except RuntimeError as error:  # which torch's own, of lack of memory, is too
+        if not isinstance(error, _mendable()) and "allocate memory" not in str(error):
+            raise
+        _fail(f"no memory left: {error}", debug="--debug" in arguments)
     except _mendable() as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        _say(f"error: {_one_line(str(error)) or type(error).__name__}")
+        _fail(str(error) or type(error).__name__, debug="--debug" in arguments)
     else:
         return code or 0
     return FAILED
@@ -119,6 +124,20 @@ def _mendable() -> tuple[type[Exception], ...]:
     """What the user can do something about; the rest are faults of ours and keep their traceback."""
     torch = sys.modules.get("torch")
     return (EggsError, OSError, MemoryError, *([torch.OutOfMemoryError] if torch else []))
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes of a file's name that are no UTF-8
+        return False
+    return True
+
+
+def _fail(text: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    _say(f"error: {_one_line(text)}")
 
 
 def _one_line(text: str) -> str:

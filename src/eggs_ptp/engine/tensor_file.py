@@ -1,6 +1,5 @@
 """TensorFile: one safetensors file, its header checked against its size before anything of it is held."""
 
-import json
 import os
 import stat
 import weakref
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eggs_ptp.errors import ModelError
-from eggs_ptp.models.json_file import JSON_FAULTS
+from eggs_ptp.models.json_file import JSON_FAULTS, parse_json
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
     "F64": torch.float64,
@@ -116,8 +115,7 @@ class TensorFile:
         if size < 8 or length > min(size - 8, _HEADER):
             raise self._broken(f"its header would take {length} bytes of {max(0, size - 8)}, at most {_HEADER}")
         try:
-            text = os.pread(self._handle, length, 8).decode()
-            header = json.loads(text, object_pairs_hook=_unique)
+            header = parse_json(os.pread(self._handle, length, 8).decode(), _unique)
         except JSON_FAULTS as error:
             raise self._broken(f"its header is not valid JSON: {error}") from error
         if not isinstance(header, dict) or not isinstance(header.pop("__metadata__", {}), dict):

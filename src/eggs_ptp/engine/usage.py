@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import psutil
 
@@ -42,14 +42,27 @@ def anonymous_memory() -> int:
 
 @contextmanager
 def limited(memory: int | None) -> Iterator[None]:
-    """Have the system refuse this process more than so many bytes, where it can (on Linux; None: any number).
+    """Have the system refuse this process more than so many bytes, where it can (on Linux; None: what it has).
 
     Raises:
         MemoryError: it has refused.
     """
-    if memory is None or sys.platform != "linux":
-        yield
-        return
+    try:
+        with nullcontext() if memory is None or sys.platform != "linux" else _bounded(memory):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch has no other kind
+            raise
+        if memory is None:
+            raise MemoryError("no memory left; pass --memory SIZE, or shorten the calibration windows") from error
+        raise MemoryError(
+            f"--memory: {memory >> 20} MiB are not enough for this run after all; raise it, or shorten the calibration "
+            "windows"
+        ) from error
+
+
+@contextmanager
+def _bounded(memory: int) -> Iterator[None]:
     if option := getattr(ctypes.CDLL(None), "mallopt", None):
         option(_MMAP_THRESHOLD, _RETURNED)  # what is freed goes back at once, and leaves no holes behind
     info, (before, hard) = psutil.Process().memory_info(), resource.getrlimit(resource.RLIMIT_DATA)
@@ -57,13 +70,6 @@ def limited(memory: int | None) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (info.data + memory - anonymous_memory(), hard))
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch has no other kind
-            raise
-        raise MemoryError(
-            f"--memory: {memory >> 20} MiB are not enough for this run after all; raise it, or shorten the calibration "
-            "windows"
-        ) from error
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 

@@ -5,22 +5,25 @@ from pathlib import Path
 from eggs_ptp.errors import ModelError
 from eggs_ptp.models.json_file import read_json
 
-_DEEPER = ("eggs", "additional_chat_templates")  # folders in the folder that files are read from
+TEMPLATES = "additional_chat_templates"
+_DEEPER = ("eggs", TEMPLATES)  # folders in the folder that files are read from
 
 
 def check_links(folder: Path) -> None:
-    """Refuse links that lead out of the folder: what they show would be read, and copied into the output.
+    """Refuse links that lead out of the folder: what they show would be read, and copied into the output; and pipes.
 
     A snapshot of the hub's cache consists of links to the blobs beside it, `../../blobs`; these are followed.
 
     Raises:
-        ModelError: a link that leads elsewhere; names it.
+        ModelError: a link that leads elsewhere, or what is neither file nor folder; names it.
     """
     for place in (folder, *(folder / name for name in _DEEPER)):
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             deep = path.is_symlink() and path.is_dir() and path.name not in _DEEPER
             if (place.is_symlink() or path.is_symlink()) and not deep:
                 check_inside(path, folder)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ModelError(f"{path}: neither a file nor a folder; who reads it would wait for ever")
 
 
 def check_inside(path: Path, folder: Path) -> None:
