@@ -224,4 +224,5 @@ def test_what_runs_beside_the_pruned_model_is_counted(planned):
     assert compared.memory_bytes - plain.memory_bytes > 5 * hidden  # its own stream, and four activations of it
     assert compared.seconds == pytest.approx(1.75 * plain.seconds)
     tuned = planned(method="ria_cp+pcg+adam", **how)
-    assert hidden < tuned.memory_bytes - plain.memory_bytes  # the dense stream, and what the way back asks for
+    # The dense stream, and what the way back takes beyond what solving took, of 2.5 times the tokens that train.
+    assert hidden < tuned.memory_bytes - plain.memory_bytes < 5 * hidden

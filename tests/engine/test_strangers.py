@@ -116,3 +116,12 @@ def test_what_is_no_fault_of_the_block_passes(error):
         given.whose = "here: the blocks"
         with pytest.raises(EggsError, match=r"^here: the blocks cannot be run one by one \(KeyError: 'a'\)$"):
             through(_Failing(), torch.zeros(1, 1, 1), given)
+
+
+def test_changed_arguments_still_say_whose_block_fails():
+    given = Given(scale=2)
+    given.whose = "the blocks of a stranger"
+    changed = Given.each(given, lambda value: -value)
+    assert changed == {"scale": -2}
+    with pytest.raises(ModelError, match=r"the blocks of a stranger cannot be run one by one \(TypeError"):
+        through(torch.nn.ReLU(), torch.ones(1), changed)

@@ -188,7 +188,7 @@ def _untouched(folder: Path, shards: Shards, pruned: set[str]) -> Check:
 
 def _finite(shards: Shards) -> Check:
     floats = (name for name in shards.names if shards.dtype(name).is_floating_point)
-    bad = [name for name in floats if not shards.is_mask(name) and not finite(shards.read(name))]
+    bad = [name for name in floats if not shards.is_causal_mask(name) and not finite(shards.read(name))]
     return Check(
         "finite values", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(shards.names)} tensors"
     )

@@ -142,16 +142,16 @@ class Shards:
             ModelError: names the first.
         """
         for name in self.where:
-            if not name.endswith((".weight", ".bias")) or self.is_mask(name):
+            if not name.endswith((".weight", ".bias")) or self.is_causal_mask(name):
                 continue
             if not (dtype := self.dtype(name)).is_floating_point:
                 raise ModelError(f"{self.where[name]}: {name} has type {dtype}, expected floating-point numbers")
 
     def _check_finite(self, name: str, tensor: Tensor) -> None:
-        if not finite(tensor) and not self.is_mask(name):
+        if not finite(tensor) and not self.is_causal_mask(name):
             raise NumericsError(f"{name}: the weight holds NaN or infinity; check the checkpoint {self.folder}")
 
-    def is_mask(self, name: str) -> bool:
+    def is_causal_mask(self, name: str) -> bool:
         """Whether it is a causal mask, (1, 1, n, n), or what stands for a masked score: old checkpoints have both."""
         return name.endswith(".masked_bias") or (name.endswith(".bias") and len(self.shape(name)) == 4)
 

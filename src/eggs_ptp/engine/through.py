@@ -1,6 +1,6 @@
 """A block of a model called by itself: what it is given, and what it gives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,13 @@ class Given(dict[str, Any]):
 
     whose: str = ""
 
+    @classmethod
+    def each(cls, given: Mapping[str, Any], change: Callable[[Any], Any]) -> "Given":
+        """The same with every value changed."""
+        found = cls((key, change(value)) for key, value in given.items())
+        found.whose = getattr(given, "whose", "")
+        return found
+
 
 def through(block: nn.Module, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
     """What a block makes of hidden states (windows, tokens, hidden).
@@ -29,7 +36,7 @@ def through(block: nn.Module, hidden: Tensor, given: Mapping[str, Any]) -> Tenso
     Raises:
         ModelError: no family knows the block, and it cannot be called so, or gives something else.
     """
-    whose = given.whose if isinstance(given, Given) else ""
+    whose = getattr(given, "whose", "")
     try:
         found = hidden_of(block(hidden, **given))
     except (EggsError, Signal, MemoryError, torch.OutOfMemoryError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eggs_ptp.core.noted import Fact
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.engine.head import head_of
-from eggs_ptp.engine.through import through
+from eggs_ptp.engine.through import Given, through
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.method.step import Bound
 
@@ -37,7 +37,7 @@ def tune_block(
         NumericsError: the loss is not finite; names the block.
     """
     block, name = run.skeleton.blocks[index], run.skeleton.block_name(index)
-    given = {key: trainable(value) for key, value in kwargs.items()}
+    given = Given.each(kwargs, trainable)
 
     def call(windows: Tensor) -> Tensor:
         return through(block, windows.to(run.device), given)

@@ -13,7 +13,7 @@ from eggs_ptp.engine.cut import Cut
 from eggs_ptp.engine.observe import Observation, Want, observe
 from eggs_ptp.engine.resident import resident
 from eggs_ptp.engine.shards import Shards
-from eggs_ptp.engine.through import through
+from eggs_ptp.engine.through import Given, through
 from eggs_ptp.engine.tuning import trainable
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.models.load import Skeleton
@@ -55,7 +55,7 @@ class Walk:
 
     def function(self, index: int, block: nn.Module) -> Callable[[Tensor], Tensor]:
         """A block in memory as a function of hidden states, through which gradients may pass."""
-        given = {key: trainable(value) for key, value in self.kwargs[index].items()}
+        given = Given.each(self.kwargs[index], trainable)
 
         def call(hidden: Tensor) -> Tensor:
             return through(block, hidden, given)
