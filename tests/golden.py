@@ -1,6 +1,6 @@
-"""Golden vectors: what the public implementations made of synthetic layers. Skipped where they are absent.
+"""Golden vectors: results of the public implementations on synthetic layers; tests skip if they are absent.
 
-There n:m prunes n of m and a mask is True where it prunes; here N:M keeps N and a mask is True where it keeps.
+In these files n:m prunes n of m, and a mask is True for pruned weights; in this package N:M keeps N, True = keep.
 """
 
 import functools
@@ -26,17 +26,17 @@ def manifest() -> dict[str, Any]:
 
 
 def cases(*methods: str, exact: bool) -> list[dict[str, Any]]:
-    """The layer cases of these methods that must agree, or the others."""
+    """The layer cases of these methods that must agree exactly, or those that need not."""
     if not (GOLDEN / "manifest.json").is_file():
         return []
     return [c for c in manifest()["cases"] if c["method"] in methods and (c.get("match") == "exact") is exact]
 
 
-def parameters(found: list[dict[str, Any]]) -> list[Any]:
-    """For `pytest.mark.parametrize`; one skipped case, with the reason, where nothing was found."""
-    if not found:
+def parameters(selected: list[dict[str, Any]]) -> list[Any]:
+    """Parameters for `pytest.mark.parametrize`: one a case, or a single skipped one if there are none."""
+    if not selected:
         return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=ABSENT))]
-    return [pytest.param(c, id=f"{c['layer']}-{c['method']}-{c['case']}") for c in found]
+    return [pytest.param(c, id=f"{c['layer']}-{c['method']}-{c['case']}") for c in selected]
 
 
 @functools.cache

@@ -1,20 +1,20 @@
-"""The errors that users see: each message says what was expected, what came, where, and what to do."""
+"""Errors that users see: each message says what was expected, what was got, where, and what to do."""
 
 
 class EggsError(Exception):
-    """Something the user can mend; the command line prints its one line and exits with 2."""
+    """Base class of errors that the user can fix; the command line prints the message on one line and exits with 2."""
 
 
 class PatternError(EggsError):
-    """A sparsity pattern that is not one, or that does not fit a matrix or a method."""
+    """An invalid sparsity pattern, or one that does not fit a matrix or a method."""
 
 
 class MethodError(EggsError):
-    """An unknown method, step or option, or a combination that makes no method."""
+    """An unknown method, step or option, or an invalid combination of them."""
 
 
 class RecipeError(EggsError):
-    """A recipe, target rule or `--set` that cannot be understood."""
+    """A recipe, target rule or `--set` that cannot be parsed."""
 
 
 class ModelError(EggsError):
@@ -26,16 +26,16 @@ class CalibrationError(EggsError):
 
 
 class CheckpointError(EggsError):
-    """An output folder that cannot be written, or one that is not what it claims to be."""
+    """An output that cannot be written, or a folder or file that does not hold what it should."""
 
 
 class NumericsError(EggsError):
-    """NaN, infinity or a failed factorisation, with the matrix it arose in."""
+    """NaN, infinity or a failed factorisation; names the matrix."""
 
 
 class BackendError(EggsError):
-    """A packed product that no backend, or not the one that was asked for, can compute."""
+    """A packed matrix product that no backend can compute, or that the requested backend cannot."""
 
 
-class TeamError(EggsError):
-    """One of the processes that prune a model together has ended, or does not find the others."""
+class ProcessGroupError(EggsError):
+    """A process of the group that prunes a model together has failed, or cannot reach the others."""

@@ -20,7 +20,7 @@ def damped(h: Tensor, damping: float) -> Tensor:
 
 @pytest.mark.parametrize("width", [1, 2, 7, 127, 128, 129, 300])
 @pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
-def test_its_square_is_the_damped_gram(width, damping):
+def test_the_factor_times_its_transpose_is_the_damped_gram(width, damping):
     h = gram(width)
     factor = upper_factor(h, damping)
     assert torch.equal(factor, factor.triu())
@@ -29,7 +29,7 @@ def test_its_square_is_the_damped_gram(width, damping):
 
 
 @pytest.mark.parametrize("width", [5, 200])
-def test_its_inverse_is_the_upper_factor_of_the_inverse(width):
+def test_the_inverse_factor_is_the_upper_factor_of_the_inverse(width):
     h = gram(width)
     upper = upper_factor(h, 0.01).inverse()
     assert_close(upper, torch.linalg.cholesky(damped(h, 0.01).inverse(), upper=True), rtol=1e-6, atol=1e-9)
@@ -45,38 +45,39 @@ def test_float32_is_near_float64():
     assert_close(upper_factor(h.float(), 0.01).double(), upper_factor(h, 0.01), rtol=1e-3, atol=1e-4)
 
 
-def test_a_silent_channel_stands_alone():
+def test_a_channel_that_is_always_zero_is_independent_of_the_others():
     h = gram(140)
-    h[130], h[:, 130] = 0.0, 0.0
+    h[130] = 0.0
+    h[:, 130] = 0.0
     others = torch.arange(140) != 130
     for damping in (0.0, 0.01):
         factor = upper_factor(h, damping)
         assert (factor[130, others] == 0).all()
         assert (factor[others, 130] == 0).all()
-        want = h + damping * h.diagonal().mean() * torch.eye(140)
-        assert_close((factor @ factor.T)[others][:, others], want[others][:, others])
+        expected = h + damping * h.diagonal().mean() * torch.eye(140)
+        assert_close((factor @ factor.T)[others][:, others], expected[others][:, others])
         assert factor[130, 130] > 0
 
 
-def test_the_gram_is_only_read():
+def test_the_gram_is_not_changed():
     h = gram(150)
     before = h.clone()
     upper_factor(h, 0.5)
     assert torch.equal(h, before)
 
 
-@pytest.mark.parametrize("place", [0, 3, 130, 149])
-def test_a_gram_that_is_not_positive_definite_is_refused_naming_the_channel_and_the_option(place):
+@pytest.mark.parametrize("channel", [0, 3, 130, 149])
+def test_a_gram_that_is_not_positive_definite_is_refused_naming_the_channel_and_the_option(channel):
     h = torch.eye(150)
-    h[place, place] = -1e-3
-    with pytest.raises(NumericsError, match=rf"channel {place} of 150.*steps\.update\.damping to 0\.01"):
+    h[channel, channel] = -1e-3
+    with pytest.raises(NumericsError, match=rf"channel {channel} of 150.*steps\.update\.damping to 0\.01"):
         upper_factor(h, 0.0)
-    h[place, place] = float("nan")
+    h[channel, channel] = float("nan")
     with pytest.raises(NumericsError, match="got only zeros or NaN"):
         upper_factor(h, 0.01)
 
 
-def test_the_message_asks_for_ten_times_the_damping():
+def test_the_message_suggests_ten_times_the_damping():
     with pytest.raises(NumericsError, match=r"with damping 0\.05 .*damping to 0\.5"):
         upper_factor(torch.tensor([[1.0, 3.0], [3.0, 1.0]]), 0.05)
 

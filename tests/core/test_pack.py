@@ -1,4 +1,4 @@
-"""Packing keeps every bit, and refuses what is not N:M."""
+"""Packing preserves every bit, and refuses weights that are not N:M."""
 
 from dataclasses import replace
 
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from oracles.grid import rows_on_grid
 from oracles.packing import nm_matrix, packed_rows, same_bits
 
-from eggs_ptp.core.grid import GRIDS
-from eggs_ptp.core.layout import check
-from eggs_ptp.core.pack import FLOATS, Packed, expand, floats, keep_mask, pack, quantise, unpack
+from eggs_ptp.core.layout import check_packed
+from eggs_ptp.core.pack import FLOAT_DTYPES, Packed, expand, keep_mask, kept_values, pack, quantise, unpack
 from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.core.quantisation import GRIDS
 from eggs_ptp.errors import MethodError, PatternError
 
 PATTERNS = [
@@ -26,27 +26,27 @@ PATTERN = Pattern(2, 4)
 @given(
     rows=st.integers(1, 6),
     groups=st.integers(1, 7),
-    dtype=st.sampled_from(FLOATS),
+    dtype=st.sampled_from(FLOAT_DTYPES),
     zeros=st.sampled_from([0.0, 0.3, 1.0]),
     ordered=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=25, deadline=None)
-def test_every_bit_comes_back(pattern, rows, groups, dtype, zeros, ordered, seed):
+def test_packing_and_unpacking_preserves_every_bit(pattern, rows, groups, dtype, zeros, ordered, seed):
     columns = groups * pattern.group
-    packed_order = nm_matrix(rows, columns, pattern, dtype, seed, zeros)
+    permuted = nm_matrix(rows, columns, pattern, dtype, seed, zeros)
     order = torch.randperm(columns, generator=torch.Generator().manual_seed(seed)) if ordered else None
-    weight = packed_order if order is None else torch.empty_like(packed_order).index_copy_(1, order, packed_order)
+    weight = permuted if order is None else torch.empty_like(permuted).index_copy_(1, order, permuted)
     packed = pack(weight, pattern, order)
     assert same_bits(unpack(packed), weight)
-    assert same_bits(expand(packed), packed_order)
-    check(packed, "matrix")
+    assert same_bits(expand(packed), permuted)
+    check_packed(packed, "matrix")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @given(rows=st.integers(1, 4), groups=st.integers(1, 9), zeros=st.sampled_from([0.0, 0.4]), seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
-def test_the_form_is_the_documented_one(pattern, rows, groups, zeros, seed):
+def test_the_format_is_the_documented_one(pattern, rows, groups, zeros, seed):
     weight = nm_matrix(rows, groups * pattern.group, pattern, seed=seed, zeros=zeros)
     packed = pack(weight, pattern)
     values, bits = packed_rows(weight.tolist(), pattern.keep, pattern.group)
@@ -55,7 +55,7 @@ def test_the_form_is_the_documented_one(pattern, rows, groups, zeros, seed):
 
 
 def test_a_matrix_larger_than_a_tile():
-    """Groups that are short of values lie in the middle tile alone, so that all ways through are taken."""
+    """Only the middle tile has groups with fewer than N values, so that all branches are covered."""
     pattern = Pattern(2, 4)
     weight = nm_matrix(700, 2048, pattern, torch.bfloat16)
     weight[300:310, :64] = 0.0
@@ -65,7 +65,7 @@ def test_a_matrix_larger_than_a_tile():
     assert int(keep_mask(packed).sum()) == 700 * 1024
 
 
-def test_sizes_are_those_of_the_document():
+def test_sizes_are_the_documented_ones():
     for dtype, pattern, share in (
         (torch.bfloat16, Pattern(2, 4), 0.5625),
         (torch.float16, Pattern(4, 8), 0.5625),
@@ -78,35 +78,37 @@ def test_sizes_are_those_of_the_document():
 
 def test_special_values_keep_their_bits():
     weight = torch.zeros(2, 8)
-    weight[0, 1], weight[0, 3] = float("nan"), float("-inf")
-    weight[0, 4], weight[0, 6] = 1e-45, -0.0
+    weight[0, 1] = float("nan")
+    weight[0, 3] = float("-inf")
+    weight[0, 4] = 1e-45
+    weight[0, 6] = -0.0
     weight[1, 7] = -0.0
-    for dtype in FLOATS:
+    for dtype in FLOAT_DTYPES:
         cast = weight.to(dtype)
         assert same_bits(unpack(pack(cast, Pattern(2, 4))), cast)
 
 
-def test_negative_zeros_beyond_the_places_become_plain_ones():
+def test_negative_zeros_beyond_n_become_positive():
     weight = torch.tensor([[1.0, -0.0, -0.0, 2.0]])
     assert same_bits(unpack(pack(weight, Pattern(2, 4))), torch.tensor([[1.0, 0.0, 0.0, 2.0]]))
     assert same_bits(unpack(pack(weight, Pattern(3, 4))), torch.tensor([[1.0, -0.0, 0.0, 2.0]]))
 
 
-def test_too_full_groups_are_counted_over_all_tiles():
+def test_overfull_groups_are_counted_over_all_tiles():
     weight = nm_matrix(700, 2048, Pattern(2, 4))
     weight[0, :4] = weight[699, 4:8] = 1.0
     with pytest.raises(PatternError, match=r"^some\.name: not 2:4: 2 of 358400 groups keep more than 2; name"):
         pack(weight, Pattern(2, 4), name="some.name")
 
 
-def test_an_order_matters():
+def test_the_column_order_matters():
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0]])
     order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7], dtype=torch.int32)
     packed = pack(weight, Pattern(2, 4), order)
     assert packed.values.tolist() == [[1.0, 2.0, 3.0, 4.0]]
     assert packed.bits.tolist() == [[0b01010101]]
     assert packed.order.dtype == torch.int32
-    with pytest.raises(PatternError, match=r"in the order given"):
+    with pytest.raises(PatternError, match=r"in the given column order"):
         pack(weight, Pattern(2, 4), torch.arange(8))
 
 
@@ -117,21 +119,22 @@ def test_an_order_matters():
         (torch.zeros(2, 6), Pattern(2, 4), None, r"^w: 6 input features cannot be cut"),
         (torch.zeros(8), Pattern(2, 4), None, r"^w: expected a matrix .* got torch\.float32 \(8,\)"),
         (torch.zeros(2, 8).double(), Pattern(2, 4), None, r"^w: expected a matrix .* got torch\.float64"),
-        (torch.zeros(2, 8), Pattern(2, 4), torch.zeros(8, dtype=torch.int64), r"^w: expected a channel order"),
+        (torch.zeros(2, 8), Pattern(2, 4), torch.zeros(8, dtype=torch.int64), r"^w: expected a channel permutation"),
     ],
 )
-def test_what_cannot_be_packed_is_refused(weight, pattern, order, message):
+def test_weights_that_cannot_be_packed_are_refused(weight, pattern, order, message):
     with pytest.raises((PatternError, MethodError), match=message):
         pack(weight, pattern, order, name="w")
 
 
-def spoilt(part: str, packed: Packed) -> Packed:
-    """A packed matrix of which one part was damaged."""
+def damaged(part: str, packed: Packed) -> Packed:
+    """A packed matrix with one damaged tensor."""
     tensors = {"values": packed.values.clone(), "bits": packed.bits.clone(), "order": packed.order.clone()}
     if part == "bit":
         tensors["bits"][1, 0] ^= 1
-    elif part == "moved bit":  # as many bits as before, in the wrong groups
-        tensors["bits"][0, 0], tensors["bits"][0, 1] = 0b11110011, 0
+    elif part == "moved bit":  # the same number of bits, in the wrong groups
+        tensors["bits"][0, 0] = 0b11110011
+        tensors["bits"][0, 1] = 0
     elif part == "padding":
         tensors["bits"][0, 1] |= 0x80
     elif part == "order":
@@ -142,7 +145,7 @@ def spoilt(part: str, packed: Packed) -> Packed:
         tensors["bits"] = tensors["bits"][:, :1]
     elif part == "signed bits":
         tensors["bits"] = tensors["bits"].to(torch.int8)
-    elif part == "whole values":
+    elif part == "integer values":
         tensors["values"] = tensors["values"].int()
     return Packed(pattern=packed.pattern, columns=packed.columns, **tensors)
 
@@ -154,18 +157,18 @@ def spoilt(part: str, packed: Packed) -> Packed:
         ("bit", 12, r"^w: the bits of 1 groups do not mark 2 of 4"),
         ("moved bit", 16, r"^w: the bits of 3 groups do not mark 2 of 4"),
         ("padding", 12, r"^w: the bits of 1 groups"),
-        ("order", 16, r"^w: expected a channel order"),
+        ("order", 16, r"^w: expected a channel permutation"),
         ("wide values", 16, r"^w: 2:4 of 16 columns has values of 8 floats a row, got torch\.float32 \(2, 16\)"),
         ("short bits", 16, r"^w: 2:4 of 16 columns has bits of shape \(2, 2\), uint8, got torch\.uint8 \(2, 1\)"),
         ("signed bits", 16, r"got torch\.int8 \(2, 2\)"),
-        ("whole values", 16, r"got torch\.int32 \(2, 8\)"),
+        ("integer values", 16, r"got torch\.int32 \(2, 8\)"),
     ],
 )
-def test_damaged_parts_are_refused(part, columns, message):
+def test_damaged_tensors_are_refused(part, columns, message):
     packed = pack(nm_matrix(2, columns, Pattern(2, 4)), Pattern(2, 4), torch.arange(columns))
-    check(packed, "w")
+    check_packed(packed, "w")
     with pytest.raises((PatternError, MethodError), match=message):
-        check(spoilt(part, packed), "w")
+        check_packed(damaged(part, packed), "w")
 
 
 def test_a_matrix_without_rows():
@@ -178,22 +181,22 @@ def test_a_matrix_without_rows():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("values", ["int8", "int4"])
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)], ids=str)
-def test_quantised_matrices_unpack_to_their_nearest_values_and_pack_to_the_same(dtype, values, pattern):
+def test_quantised_matrices_unpack_to_the_nearest_values_and_quantise_to_the_same_again(dtype, values, pattern):
     weight = nm_matrix(9, 272, pattern, dtype)
     packed = quantise(pack(weight, pattern), values)
     assert (packed.kind, packed.dtype) == (values, dtype)
-    check(packed, "m")
-    dense, grid = unpack(packed), GRIDS[values]
+    check_packed(packed, "m")
+    dense = unpack(packed)
+    grid = GRIDS[values]
+    group_size = grid.scale_group_size(pattern, packed.kept)
     assert dense.dtype == dtype
-    numbers, scales = rows_on_grid(
-        pack(weight, pattern).values.double().tolist(), grid.top, grid.run(pattern, packed.kept)
-    )
+    integers, scales = rows_on_grid(pack(weight, pattern).values.double().tolist(), grid.max_level, group_size)
     assert packed.scales.tolist() == scales
     exact = [
-        [scales[i][k // grid.run(pattern, packed.kept)] * number / grid.top for k, number in enumerate(row)]
-        for i, row in enumerate(numbers)
+        [scales[i][k // group_size] * integer / grid.max_level for k, integer in enumerate(row)]
+        for i, row in enumerate(integers)
     ]
-    assert same_bits(floats(packed), torch.tensor(exact, dtype=torch.float64).to(dtype))
+    assert same_bits(kept_values(packed), torch.tensor(exact, dtype=torch.float64).to(dtype))
     again = quantise(pack(dense, pattern), values)
     assert same_bits(unpack(again), dense)
     assert same_bits(again.scales, packed.scales)
@@ -201,14 +204,15 @@ def test_quantised_matrices_unpack_to_their_nearest_values_and_pack_to_the_same(
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_quantised_rows_and_orders(values):
-    weight, order = nm_matrix(9, 64, PATTERN), torch.randperm(64)
+    weight = nm_matrix(9, 64, PATTERN)
+    order = torch.randperm(64)
     packed = quantise(pack(weight[:, order.argsort()], PATTERN, order), values)
     assert same_bits(unpack(packed)[:, order], unpack(quantise(pack(weight, PATTERN), values)))
-    assert same_bits(unpack(packed.rows_from(2, 5)), unpack(packed)[2:5])
+    assert same_bits(unpack(packed.row_slice(2, 5)), unpack(packed)[2:5])
     assert packed.nbytes == sum(tensor.nbytes for tensor in packed.tensors().values())
 
 
-def test_what_cannot_be_quantised_is_refused():
+def test_weights_that_cannot_be_quantised_are_refused():
     weight = nm_matrix(4, 8, PATTERN)
     for bad in (torch.nan, torch.inf):
         broken = weight.clone()
@@ -256,6 +260,6 @@ def test_what_cannot_be_quantised_is_refused():
 )
 def test_damaged_quantised_tensors_are_refused(values, change, message):
     packed = quantise(pack(nm_matrix(2, 8, PATTERN), PATTERN), values)
-    check(packed, "m")
+    check_packed(packed, "m")
     with pytest.raises(PatternError, match=rf"^m: .*{message}"):
-        check(replace(packed, **change), "m")
+        check_packed(replace(packed, **change), "m")

@@ -7,7 +7,7 @@ def draw(seed: int, name: str) -> list[float]:
     return torch.rand(4, generator=generator_for(seed, name)).tolist()
 
 
-def test_the_same_key_gives_the_same_numbers_whatever_came_between():
+def test_the_same_key_gives_the_same_numbers_whatever_was_drawn_between():
     first = draw(0, "model.layers.0")
     torch.rand(100)
     draw(0, "model.layers.1")

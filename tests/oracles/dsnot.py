@@ -1,6 +1,6 @@
 """DSnoT and R2-DSnoT as their papers and DSnoT's public code describe them: one row, one swap at a time.
 
-Everything is a plain list of floats; `part[i][j]` is W_ij times the mean input, at the scale of the threshold.
+Matrices are plain lists of floats; `contribution[i][j]` is W_ij times the mean input, at the scale of the threshold.
 """
 
 import math
@@ -9,30 +9,30 @@ Matrix = list[list[float]]
 Mask = list[list[bool]]
 
 
-def divided(value: float, variance: float, power: float) -> float:
-    """DSnoT's division by the variance; a channel without one is never grown, so its key is 0."""
+def divided_by_variance(value: float, variance: float, power: float) -> float:
+    """value / variance^power; a channel of zero variance is never grown, so its value is 0."""
     if power == 0:
         return value
     return value / variance**power if variance > 0 else 0.0
 
 
-def next_to_grow(grow: list[float], bonus: list[float], left: list[int], error: float) -> int | None:
+def next_to_grow(grow: list[float], bonus: list[float], candidates: list[int], error: float) -> int | None:
     best = None
-    for j in left:
-        base = grow[j] if error > 0 else -grow[j]
-        if base > 0 and (best is None or base + bonus[j] >= best[0]):
-            best = (base + bonus[j], j)
+    for j in candidates:
+        reduction = grow[j] if error > 0 else -grow[j]
+        if reduction > 0 and (best is None or reduction + bonus[j] >= best[0]):
+            best = (reduction + bonus[j], j)
     return None if best is None else best[1]
 
 
 def next_to_prune(
-    prune: list[float], part: list[float], left: list[int], error: float, grown: int, group: int | None
+    prune: list[float], contribution: list[float], candidates: list[int], error: float, grown: int, group: int | None
 ) -> int | None:
     best = None
-    for j in left:
-        opposite = part[j] < 0 if error > 0 else part[j] > 0
-        fits = opposite if group is None else j // group == grown // group
-        if fits and (best is None or prune[j] < best[0]):
+    for j in candidates:
+        opposite = contribution[j] < 0 if error > 0 else contribution[j] > 0
+        allowed = opposite if group is None else j // group == grown // group
+        if allowed and (best is None or prune[j] < best[0]):
             best = (prune[j], j)
     return None if best is None else best[1]
 
@@ -43,7 +43,7 @@ def sign(x: float) -> int:
 
 def refine(
     mask: Mask,
-    part: Matrix,
+    contribution: Matrix,
     grow: Matrix,
     bonus: Matrix,
     prune: Matrix,
@@ -58,30 +58,31 @@ def refine(
         keep = list(mask[i])
         to_grow = [j for j in range(len(keep)) if not keep[j]]
         to_prune = [j for j in range(len(keep)) if keep[j]]
-        error = sum(part[i][j] for j in to_grow)
-        first = sign(error)
+        error = sum(contribution[i][j] for j in to_grow)
+        initial_sign = sign(error)
         for _ in range(max_cycles):
             if abs(error) <= threshold:
                 break
-            new = next_to_grow(grow[i], bonus[i], to_grow, error)
-            if new is None:
+            grown = next_to_grow(grow[i], bonus[i], to_grow, error)
+            if grown is None:
                 break
-            old = next_to_prune(prune[i], part[i], to_prune, error, new, group)
-            if old is None:
+            pruned = next_to_prune(prune[i], contribution[i], to_prune, error, grown, group)
+            if pruned is None:
                 break
-            after = error + part[i][old] - part[i][new]
-            if no_crossing and sign(after) != first:
+            next_error = error + contribution[i][pruned] - contribution[i][grown]
+            if no_crossing and sign(next_error) != initial_sign:
                 break
-            keep[new], keep[old] = True, False
-            to_grow.remove(new)
-            to_prune.remove(old)
-            error = after
+            keep[grown] = True
+            keep[pruned] = False
+            to_grow.remove(grown)
+            to_prune.remove(pruned)
+            error = next_error
         result.append(keep)
     return result
 
 
 def relative(weight: Matrix) -> Matrix:
-    """1 / ||W_i:||_1 + 1 / ||W_:j||_1, 1/0 read as 0."""
+    """1 / ||W_i:||_1 + 1 / ||W_:j||_1, 1/0 taken as 0."""
     rows = [sum(abs(w) for w in row) for row in weight]
     columns = [sum(abs(row[j]) for row in weight) for j in range(len(weight[0]))]
     return [[(1 / r if r else 0.0) + (1 / c if c else 0.0) for c in columns] for r in rows]

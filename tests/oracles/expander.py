@@ -1,4 +1,4 @@
-"""EGGS-PTP's selection (arXiv:2508.09471, as reconstructed), every reading: float64 loops over plain lists."""
+"""EGGS-PTP's selection (arXiv:2508.09471, as reconstructed), with all options: float64 loops over plain lists."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ Line = list[bool]
 def row_importance(
     score: Matrix, weight: Matrix, norms: list[float], rri: str, alpha: float, columns: range
 ) -> list[float]:
-    """RRI of every row in one group: R1 "weight", R2 "activation", R3 "score". 1 / 0 is 0."""
+    """RRI of every row in one group of columns, by "weight", "activation" or "score"; 1/0 taken as 0."""
     result = []
     for i in range(len(weight)):
         total = 0.0
@@ -22,39 +22,39 @@ def row_importance(
                 total += abs(weight[i][j])
             else:
                 total += abs(weight[i][j]) * norms[j] ** alpha
-        length = math.fsum(abs(w) for w in weight[i])
+        row_sum = math.fsum(abs(w) for w in weight[i])
         if rri != "score":
-            total = total / length if length > 0 else 0.0
+            total = total / row_sum if row_sum > 0 else 0.0
         result.append(total)
     return result
 
 
-def row_order(importance: list[float]) -> list[int]:
-    """Lowest first, of equal rows the lower index first."""
+def ascending_rows(importance: list[float]) -> list[int]:
+    """Rows from the least important to the most important; of equal ones the lower index first."""
     return sorted(range(len(importance)), key=lambda i: (importance[i], i))
 
 
 def regular_blocks(size: int, keep: int) -> Iterator[Mask]:
-    """Every 0/1 square with `keep` ones in each row and column, row after row."""
+    """Every 0/1 matrix (size, size) with `keep` ones in each row and column, built row by row."""
 
-    def lines(start: int, left: int) -> Iterator[Line]:
+    def lines(start: int, ones: int) -> Iterator[Line]:
         if start == size:
-            if left == 0:
+            if ones == 0:
                 yield []
             return
         for bit in (True, False):
-            if left >= bit:
-                for rest in lines(start + 1, left - bit):
+            if ones >= bit:
+                for rest in lines(start + 1, ones - bit):
                     yield [bit, *rest]
 
-    def rows(room: list[int], left: int) -> Iterator[Mask]:
-        if left == 0:
+    def rows(capacity: list[int], count: int) -> Iterator[Mask]:
+        if count == 0:
             yield []
             return
         for line in lines(0, keep):
-            after = [room[c] - line[c] for c in range(size)]
-            if all(0 <= space <= left - 1 for space in after):
-                for rest in rows(after, left - 1):
+            remaining = [capacity[c] - line[c] for c in range(size)]
+            if all(0 <= ones <= count - 1 for ones in remaining):
+                for rest in rows(remaining, count - 1):
                     yield [line, *rest]
 
     return rows([keep] * size, size)
@@ -65,22 +65,23 @@ def retained(block: Matrix, mask: Mask) -> float:
 
 
 def diagonal_block(block: Matrix, keep: int, diagonal: str, offset: int | str) -> Mask:
-    """What one block keeps; of equally good candidates the first."""
-    height, size = len(block), len(block[0])
+    """The mask of one block; of equally good candidates the first."""
+    height = len(block)
+    size = len(block[0])
     if diagonal == "best":
         return max(regular_blocks(size, keep), key=lambda mask: retained(block, mask))
     if diagonal == "forced":
         promoted = [[math.inf if j == t else block[t][j] for j in range(size)] for t in range(height)]
         return by_group(promoted, keep, size)
     candidates = []
-    for turn in range(size) if offset == "best" else [0]:
+    for shift in range(size) if offset == "best" else [0]:
         mask = [[False] * size for _ in range(height)]
         for t in range(height):
             for k in range(keep):
                 if diagonal == "circulant":
-                    mask[t][(t + k + turn) % size] = True
+                    mask[t][(t + k + shift) % size] = True
                 elif diagonal == "staircase":
-                    mask[t][(t * keep + k + turn) % size] = True
+                    mask[t][(t * keep + k + shift) % size] = True
                 else:
                     mask[t][t // keep * keep + k] = True
         candidates.append(mask)
@@ -101,14 +102,14 @@ def with_blocks(
     rri: str = "activation",
     alpha: float = 0.5,
 ) -> Mask:
-    """The mask with exactly B diagonal blocks per group (fewer where the rows do not suffice)."""
+    """The mask with exactly B diagonal blocks per group (fewer if there are not enough rows)."""
     height = group // keep if block == "short" else group
     mask = by_group(score, keep, group)
     for first in range(0, len(score[0]), group):
         columns = range(first, first + group)
-        order = row_order(row_importance(score, weight, norms, rri, alpha, columns))
+        ranking = ascending_rows(row_importance(score, weight, norms, rri, alpha, columns))
         for b in range(min(B, len(score) // height)):
-            rows = order[b * height : (b + 1) * height]
+            rows = ranking[b * height : (b + 1) * height]
             kept = diagonal_block([[score[i][j] for j in columns] for i in rows], keep, diagonal, offset)
             for t in range(height):
                 for j in columns:
@@ -117,13 +118,13 @@ def with_blocks(
 
 
 def auto_blocks(
-    score: Matrix, weight: Matrix, norms: list[float], keep: int, group: int, loss: float, **reading
+    score: Matrix, weight: Matrix, norms: list[float], keep: int, group: int, loss: float, **options
 ) -> int:
-    """The largest B such that it and all smaller ones lose at most the share `loss` of what B = 0 retains."""
-    height = group // keep if reading.get("block") == "short" else group
-    none = retained(score, by_group(score, keep, group))
+    """The largest B such that it and all smaller ones lose at most the share `loss` of the score retained at B = 0."""
+    height = group // keep if options.get("block") == "short" else group
+    without_blocks = retained(score, by_group(score, keep, group))
     for B in range(1, len(score) // height + 1):
-        mask = with_blocks(score, weight, norms, keep, group, B, **reading)
-        if none - retained(score, mask) > loss * abs(none):
+        mask = with_blocks(score, weight, norms, keep, group, B, **options)
+        if without_blocks - retained(score, mask) > loss * abs(without_blocks):
             return B - 1
     return len(score) // height

@@ -18,12 +18,13 @@ def losses(weight: Tensor, updated: Tensor, hessian: Tensor) -> Tensor:
 
 
 def on_support(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:
-    """The weights on the mask that lose least: H_SS w'_S = (H w)_S, solved densely row by row."""
-    weight, best = weight.double(), torch.zeros(weight.shape, dtype=torch.float64)
-    for i, kept in enumerate(mask):
-        places = kept.nonzero().flatten()
-        if len(places):
-            best[i, places] = torch.linalg.solve(hessian[places][:, places], (hessian @ weight[i])[places])
+    """The weights of least loss with a given mask: H_SS w'_S = (H w)_S, solved densely row by row."""
+    weight = weight.double()
+    best = torch.zeros(weight.shape, dtype=torch.float64)
+    for i, row_mask in enumerate(mask):
+        kept = row_mask.nonzero().flatten()
+        if len(kept):
+            best[i, kept] = torch.linalg.solve(hessian[kept][:, kept], (hessian @ weight[i])[kept])
     return best
 
 
@@ -35,8 +36,8 @@ def group_masks(kept: int, group: int, groups: int) -> list[Tensor]:
 
 def best_loss(row: Tensor, hessian: Tensor, masks: list[Tensor], *, solve: bool) -> float:
     """Least loss of one row over all `masks`: with its kept weights as they are, or solved for."""
-    found = []
+    all_losses = []
     for mask in masks:
-        kept = on_support(row[None], mask[None], hessian) if solve else (row * mask)[None]
-        found.append(float(losses(row[None], kept, hessian)))
-    return min(found)
+        pruned = on_support(row[None], mask[None], hessian) if solve else (row * mask)[None]
+        all_losses.append(float(losses(row[None], pruned, hessian)))
+    return min(all_losses)

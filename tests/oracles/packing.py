@@ -1,4 +1,4 @@
-"""The packed form, weight by weight as docs/format.md words it; and matrices to be packed."""
+"""The packed format, weight by weight as docs/format.md describes it, and matrices to pack."""
 
 import math
 
@@ -18,7 +18,7 @@ def packed_rows(weight: list[list[float]], keep: int, group: int) -> tuple[list[
             columns = range(start, start + group)
             chosen = [c for c in columns if row[c] != 0]
             zeros = [c for c in columns if row[c] == 0]
-            zeros.sort(key=lambda c: math.copysign(1, row[c]))  # negative ones first, else as they stand
+            zeros.sort(key=lambda c: math.copysign(1, row[c]))  # negative ones first, otherwise by column
             kept += sorted(chosen + zeros[: keep - len(chosen)])
         values.append([row[c] for c in kept])
         bits.append([sum(1 << (c % 8) for c in kept if c // 8 == byte) for byte in range(math.ceil(len(row) / 8))])
@@ -28,13 +28,13 @@ def packed_rows(weight: list[list[float]], keep: int, group: int) -> tuple[list[
 def nm_matrix(
     rows: int, columns: int, pattern: Pattern, dtype: torch.dtype = torch.float32, seed: int = 0, zeros: float = 0.0
 ) -> Tensor:
-    """A random N:M matrix; the share `zeros` of its kept weights is zero, half of these negative."""
+    """A random N:M matrix; the share `zeros` of its kept weights is zero, half of them negative."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
-    kept = keep_top(torch.rand(rows, columns, generator=generator), pattern)
-    lost = torch.rand(rows, columns, generator=generator) < zeros
-    weight[lost] = torch.copysign(torch.zeros(()), weight[lost])
-    return torch.where(kept, weight, 0.0).to(dtype)
+    mask = keep_top(torch.rand(rows, columns, generator=generator), pattern)
+    zeroed = torch.rand(rows, columns, generator=generator) < zeros
+    weight[zeroed] = torch.copysign(torch.zeros(()), weight[zeroed])
+    return torch.where(mask, weight, 0.0).to(dtype)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

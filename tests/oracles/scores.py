@@ -1,4 +1,4 @@
-"""Scores as their papers print them: float64 loops over plain lists, one weight at a time."""
+"""Scores as in their papers: float64 loops over plain lists, one weight at a time."""
 
 import math
 
@@ -26,7 +26,7 @@ def wanda(weight: Matrix, norms: list[float]) -> Matrix:
 
 
 def ria(weight: Matrix, norms: list[float], alpha: float) -> Matrix:
-    """(|W_ij| / sum |W_*j| + |W_ij| / sum |W_i*|) ||X_j||_2^alpha; RIA, ICLR 2024. A quotient 0/0 is 0."""
+    """(|W_ij| / sum |W_*j| + |W_ij| / sum |W_i*|) ||X_j||_2^alpha; RIA, ICLR 2024. 0/0 is taken as 0."""
     result = []
     for i in range(len(weight)):
         line = []

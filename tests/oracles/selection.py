@@ -1,11 +1,11 @@
-"""Which weights stay, one comparison group at a time: the lowest score goes first, and of equals the lower index."""
+"""Which weights are kept, by comparison group: the lowest score is pruned first, of equal ones the lower index."""
 
 Matrix = list[list[float]]
 Mask = list[list[bool]]
 
 
 def prune(scores: list[float], count: int) -> list[bool]:
-    """True = keep; `count` times, the first of the lowest that are left goes."""
+    """True = keep; `count` times, the first of the lowest remaining scores is pruned."""
     keep = [True] * len(scores)
     for _ in range(count):
         lowest = None
@@ -38,7 +38,7 @@ def by_layer(score: Matrix, count: int) -> Mask:
 
 
 def by_layer_threshold(score: Matrix, sparsity: float) -> Mask:
-    """RIA's public rule: everything up to and including the score at rank int(O * C * s) goes."""
+    """RIA's public rule: everything up to and including the score of rank int(O * C * s) is pruned."""
     flat = sorted(s for row in score for s in row)
     threshold = flat[int(len(flat) * sparsity)]
     return [[s > threshold for s in row] for row in score]

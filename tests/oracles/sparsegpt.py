@@ -1,4 +1,4 @@
-"""SparseGPT as its paper prints it: the inverse of what is left of H, taken anew for every column, in float64."""
+"""SparseGPT as in its paper, in float64: the remaining part of H is inverted for every column."""
 
 import numpy as np
 from oracles.selection import prune
@@ -11,22 +11,22 @@ def damped(gram: Array, damping: float) -> Array:
 
 
 def first_of_inverse(hessian: Array, j: int) -> Array:
-    """First row of the inverse of H from j on: all that brain surgery needs once the columns before j are fixed."""
+    """First row of the inverse of H from column j: all that OBS needs once the columns before j are fixed."""
     return np.linalg.inv(hessian[j:, j:])[0]
 
 
 def saliency(weight: Array, hessian: Array, columns: range) -> Array:
-    """w^2 / [H^-1]_jj for each of these columns, as they stand."""
+    """w^2 / [H^-1]_jj for each of these columns, with their current weights."""
     result = np.zeros((len(weight), len(columns)))
-    for place, j in enumerate(columns):
+    for index, j in enumerate(columns):
         inverse = first_of_inverse(hessian, j)[0]
         for i in range(len(weight)):
-            result[i, place] = weight[i, j] ** 2 / inverse
+            result[i, index] = weight[i, j] ** 2 / inverse
     return result
 
 
-def settle(weight: Array, keep: Array, hessian: Array, j: int) -> None:
-    """Prune in column j, and let the columns to its right make up for it: equation 3 of arXiv:2301.00774."""
+def prune_column(weight: Array, keep: Array, hessian: Array, j: int) -> None:
+    """Prune column j, and update the columns to its right to compensate: equation 3 of arXiv:2301.00774."""
     inverse = first_of_inverse(hessian, j)
     for i in range(len(weight)):
         if not keep[i, j]:
@@ -35,14 +35,16 @@ def settle(weight: Array, keep: Array, hessian: Array, j: int) -> None:
 
 
 def with_mask(weight: Array, keep: Array, gram: Array, damping: float) -> Array:
-    weight, hessian = weight.copy(), damped(gram, damping)
+    weight = weight.copy()
+    hessian = damped(gram, damping)
     for j in range(weight.shape[1]):
-        settle(weight, keep, hessian, j)
+        prune_column(weight, keep, hessian, j)
     return weight
 
 
 def by_group(weight: Array, kept: int, group: int, gram: Array, damping: float) -> tuple[Array, Array]:
-    weight, hessian = weight.copy(), damped(gram, damping)
+    weight = weight.copy()
+    hessian = damped(gram, damping)
     keep = np.ones(weight.shape, dtype=bool)
     for start in range(0, weight.shape[1], group):
         columns = range(start, start + group)
@@ -50,18 +52,19 @@ def by_group(weight: Array, kept: int, group: int, gram: Array, damping: float) 
         for i in range(len(weight)):
             keep[i, start : start + group] = prune(list(score[i]), group - kept)
         for j in columns:
-            settle(weight, keep, hessian, j)
+            prune_column(weight, keep, hessian, j)
     return weight, keep
 
 
 def by_block(weight: Array, counts: list[int], block: int, gram: Array, damping: float) -> tuple[Array, Array]:
-    """`counts`: how many weights go in each block of columns, all rows together."""
-    weight, hessian = weight.copy(), damped(gram, damping)
+    """`counts`: how many weights are pruned in each block of columns, all rows together."""
+    weight = weight.copy()
+    hessian = damped(gram, damping)
     keep = np.ones(weight.shape, dtype=bool)
     for number, start in enumerate(range(0, weight.shape[1], block)):
         columns = range(start, min(start + block, weight.shape[1]))
         score = saliency(weight, hessian, columns)
         keep[:, columns] = np.array(prune(list(score.reshape(-1)), counts[number])).reshape(score.shape)
         for j in columns:
-            settle(weight, keep, hessian, j)
+            prune_column(weight, keep, hessian, j)
     return weight, keep

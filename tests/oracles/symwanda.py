@@ -1,6 +1,6 @@
-"""Symmetric Pruning, arXiv:2501.18980, as it prints it: float64 loops over plain lists.
+"""Symmetric Pruning, arXiv:2501.18980, as in the paper: float64 loops over plain lists.
 
-Scores are in the layout of this package, weight[output][input]. The objective is in the paper's: W is (inputs,
+Scores are in the layout of this package, weight[output][input]. The objective is in the paper's layout: W is (inputs,
 outputs), X (a, inputs) and Y (outputs, d).
 """
 
@@ -64,7 +64,8 @@ def diagonal(weight: Matrix, n: list[float], y: list[float], alpha: float, outpu
 
 def lp(weight: Matrix, n: list[float], p: float, alpha: float, reweight: str) -> Matrix:
     def factor(i: int, j: int) -> float:
-        a, b = norm(column_of(weight, j), p), norm(weight[i], p)
+        a = norm(column_of(weight, j), p)
+        b = norm(weight[i], p)
         if a == 0 or b == 0:  # the weight is 0
             return 0.0
         strategy = {"s1": 1 / a + 1 / b, "s2": 1 / (a + b), "s3": a + b, "s4": 1 / (1 / a + 1 / b)}
@@ -84,7 +85,7 @@ def per_input(weight: Matrix, n: list[float], alpha: float) -> Matrix:
 def stochria(
     weight: Matrix, n: list[float], alpha: float, in_row: list[list[int]], in_column: list[list[int]], rescale: bool
 ) -> Matrix:
-    """`in_row[i]` lists the columns that row i drew, `in_column[j]` the rows that column j drew, repeats included."""
+    """`in_row[i]` lists the columns sampled for row i, `in_column[j]` the rows sampled for column j, with repeats."""
 
     def factor(i: int, j: int) -> float:
         row = sum(abs(weight[i][column]) for column in in_row[i])
@@ -102,21 +103,21 @@ def product(a: Matrix, b: Matrix) -> Matrix:
 
 
 def objective(x: Matrix, w: Matrix, pruned: Matrix, y: Matrix, squared: bool = False) -> float:
-    """(Sym): ||X (pruned - W)||_F + ||(pruned - W) Y||_F; of appendix B, the sum of their squares."""
-    change = [[p - q for p, q in zip(line, other, strict=True)] for line, other in zip(pruned, w, strict=True)]
-    parts = [math.fsum(v * v for row in product(*pair) for v in row) for pair in ((x, change), (change, y))]
-    return sum(parts) if squared else sum(math.sqrt(part) for part in parts)
+    """(Sym): ||X (pruned - W)||_F + ||(pruned - W) Y||_F; with `squared` the sum of their squares, as in appendix B."""
+    change = [[p - q for p, q in zip(new, old, strict=True)] for new, old in zip(pruned, w, strict=True)]
+    squares = [math.fsum(v * v for row in product(*pair) for v in row) for pair in ((x, change), (change, y))]
+    return sum(squares) if squared else sum(math.sqrt(square) for square in squares)
 
 
 def cost_of_each_weight(x, w: Matrix, y, squared: bool = False) -> Matrix:
-    """The objective when one weight alone goes, for each; `x` and `y` are matrices, or make one of (j, k)."""
+    """The objective with one weight pruned, for each weight; `x` and `y` are matrices, or functions of (j, k)."""
     costs = []
     for j in range(len(w)):
         line = []
         for k in range(len(w[0])):
             pruned = [list(row) for row in w]
             pruned[j][k] = 0.0
-            here = [each(j, k) if callable(each) else each for each in (x, y)]
-            line.append(objective(here[0], w, pruned, here[1], squared))
+            x_jk, y_jk = (matrix(j, k) if callable(matrix) else matrix for matrix in (x, y))
+            line.append(objective(x_jk, w, pruned, y_jk, squared))
         costs.append(line)
     return costs

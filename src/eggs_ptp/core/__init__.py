@@ -1,1 +1,1 @@
-"""Floor 0: patterns, masks, channel orders, activation statistics, keyed randomness. torch only."""
+"""Building blocks without a model: patterns, masks, channel permutations, statistics, keyed randomness; torch only."""

@@ -1,20 +1,28 @@
-"""Factorisations of a damped Gram matrix, with explicit failure."""
+"""Damped Gram matrices and their factorisation, which fails explicitly."""
 
 import torch
 from torch import Tensor
 
 from eggs_ptp.errors import NumericsError
 
-_BLOCK = 128  # wide enough for fast matrix products, narrow enough that what is left of LAPACK does not show
+_BLOCK = 128  # columns: enough for fast matrix products, few enough that the LAPACK call on a block does not matter
+_AMPLE_TOKENS = 32  # tokens per channel; measured on held-out text, with more tokens extra damping gains nothing
 
 
 def upper_factor(gram: Tensor, damping: float) -> Tensor:
-    """R, upper triangular with positive diagonal: H = R R^T, H = gram + damping * mean(diag gram) * I.
+    """Return the upper triangular factor R with H = R R^T, where H = gram + damping * mean(diag gram) * I.
 
-    `gram` (in, in), symmetric, float32 or float64, only read; R has its shape and type. The inverse U = R^-1 is
-    the factor of H^-1 = U^T U, and U of the leading k columns is the inverse of R's leading k x k corner, so H
-    need not be inverted. A channel that never fired (zero on the diagonal, so zero in its whole row and column)
-    gets the mean of the diagonal: it stands alone, and any positive number would do.
+    The inverse U = R^-1 is the factor of H^-1 = U^T U, and U of the leading k columns is the inverse of R's leading
+    k x k corner, so H need not be inverted. A channel that was never active (zero on the diagonal, so zero in its whole
+    row and column) gets the mean of the diagonal instead: it is independent of the others, and any positive number
+    would do.
+
+    Args:
+        gram: (in, in), symmetric, float32 or float64; it is not changed.
+        damping: Damping relative to the mean of the diagonal.
+
+    Returns:
+        R, (in, in), with a positive diagonal, in the type of `gram`.
 
     Raises:
         NumericsError: H is not positive definite, or `gram` is zero; says which option to raise.
@@ -30,7 +38,7 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
         right = factor[:stop, stop:]  # (stop, in - stop)
         block = torch.addmm(gram[:stop, start:stop], right, right[start:].T, alpha=-1)  # (stop, block)
         block[start:].diagonal().add_(shift[start:stop])
-        # Turned by half a turn, the lower factor that LAPACK knows is the upper one.
+        # LAPACK computes lower factors. With rows and columns reversed, the lower factor is the upper one.
         lower, failed = torch.linalg.cholesky_ex(block[start:].flip((0, 1)))
         if failed:
             raise NumericsError(
@@ -43,13 +51,18 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
     return factor
 
 
-_AMPLE = 32  # tokens per channel; measured on held-out text, more damping gains nothing from here on
-
-
 def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """H = gram + damping * mean(diag gram) * I, in `dtype`; float32 at least without one.
+    """Return the damped Hessian H = gram + damping * mean(diag gram) * I.
 
-    Where `tokens` says how many gram was made of, `damping` is multiplied by max(1, 32 in / tokens).
+    Args:
+        gram: (in, in), symmetric; it is not changed.
+        damping: Damping relative to the mean of the diagonal.
+        tokens: Number of tokens that `gram` was computed from, if few tokens shall be damped more: `damping` is then
+            multiplied by max(1, 32 in / tokens).
+        dtype: Type of H; without one at least float32.
+
+    Returns:
+        H, (in, in).
 
     Raises:
         NumericsError: `gram` is zero or holds NaN.
@@ -58,6 +71,6 @@ def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: to
     mean = hessian.diagonal().mean()
     if not mean > 0:
         raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
-    scarce = 1.0 if tokens is None else max(1.0, _AMPLE * len(gram) / float(tokens))
-    hessian.diagonal().add_(scarce * damping * mean)
+    factor = 1.0 if tokens is None else max(1.0, _AMPLE_TOKENS * len(gram) / float(tokens))
+    hessian.diagonal().add_(factor * damping * mean)
     return hessian

@@ -10,13 +10,17 @@ _EXPECTED = "a pattern is N:M with 0 < N < M (N kept of every M, such as 2:4) or
 
 @dataclass(frozen=True)
 class Pattern:
-    """N:M sparsity: `keep` weights of every `group` consecutive inputs of a row stay, the rest are zero.
+    """N:M sparsity: of every `group` consecutive inputs of a row, `keep` weights are kept and the rest are zero.
 
     N is the number **kept**, as in NVIDIA's and PyTorch's documentation. The code of SparseGPT, Wanda, RIA and
     DSnoT counts the pruned ones: their 1:4 is `Pattern(3, 4)`. 2:4 and 4:8 are the same either way.
 
+    Attributes:
+        keep: N.
+        group: M.
+
     Raises:
-        PatternError: unless `0 < keep < group`.
+        PatternError: Unless `0 < keep < group`.
     """
 
     keep: int
@@ -31,14 +35,18 @@ class Pattern:
 
     @property
     def density(self) -> float:
-        """Share of the weights that stay, N / M."""
+        """Share of weights kept, N / M."""
         return self.keep / self.group
 
     def check_width(self, width: int, name: str) -> None:
         """Refuse a matrix whose rows cannot be cut into whole groups.
 
+        Args:
+            width: Input features of the matrix.
+            name: Its name.
+
         Raises:
-            PatternError: `width` (input features) is not a multiple of `group`; names the matrix.
+            PatternError: `width` is not a multiple of `group`; names the matrix.
         """
         if width % self.group:
             raise PatternError(
@@ -49,10 +57,13 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Unstructured sparsity: the share `sparsity` of the weights of a comparison group is zero, wherever it falls.
+    """Unstructured sparsity: the share `sparsity` of the weights of a comparison group is zero, at any position.
+
+    Attributes:
+        sparsity: Share of weights pruned.
 
     Raises:
-        PatternError: unless `0 < sparsity < 1`.
+        PatternError: Unless `0 < sparsity < 1`.
     """
 
     sparsity: float
@@ -66,21 +77,21 @@ class Unstructured:
 
     @property
     def density(self) -> float:
-        """Share of the weights that stay, 1 - sparsity."""
+        """Share of weights kept, 1 - sparsity."""
         return 1.0 - self.sparsity
 
     def check_width(self, width: int, name: str) -> None:
-        """Any width will do."""
+        """Accept any width."""
 
 
 AnyPattern = Pattern | Unstructured
 
 
 def parse_pattern(text: str) -> AnyPattern:
-    """Read `"2:4"` or `"0.5"`.
+    """Parse `"2:4"` or `"0.5"`.
 
     Raises:
-        PatternError: the text is neither.
+        PatternError: The text is neither N:M nor a sparsity.
     """
     if match := re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", text):
         return Pattern(int(match[1]), int(match[2]))

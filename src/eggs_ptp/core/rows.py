@@ -1,4 +1,4 @@
-"""Relative row importance, and the rows that have least of it."""
+"""Relative row importance (RRI), and the rows with the least of it."""
 
 from typing import Literal
 
@@ -7,55 +7,59 @@ from torch import Tensor
 
 Importance = Literal["activation", "weight", "score"]
 
-_ELEMENTS = 1 << 18  # entries turned into float64 at a time: what fits a cache is three times as fast
+_ELEMENTS = 1 << 18  # entries converted to float64 at once: batches that fit the cache are three times as fast
 
 
 def row_importance(
     score: Tensor, weight: Tensor, input_norm: Tensor, size: int, rri: Importance, alpha: float
 ) -> Tensor:
-    """RRI of each row in each group of `size` columns, in float64 because it decides an order.
-
-    "activation": sum over the group of |W_ij| n_j^alpha, divided by r_i = sum over all j of |W_ij|, 1/0 read as 0.
-    "weight": the same with alpha = 0. "score": sum over the group of the score.
+    """Return the relative importance of each row in each group of M columns, in float64 as it is used for sorting.
 
     Args:
         score: (out, in).
         weight: (out, in).
         input_norm: n_j, (in,).
         size: M.
-        rri: the reading.
-        alpha: exponent of the input norm.
+        rri: The definition: "activation" sum over the group of |W_ij| n_j^alpha, divided by r_i = sum over all j of
+            |W_ij|, with 1/0 taken as 0; "weight" the same with alpha = 0; "score" the sum over the group of the score.
+        alpha: Exponent of the input norm.
 
     Returns:
         (out, in // size).
     """
-    part = max(1, _ELEMENTS // weight.shape[1])
+    batch_rows = max(1, _ELEMENTS // weight.shape[1])
     if rri == "score":
-        return torch.cat([_group_sums(rows.double(), size) for rows in torch.split(score, part)])
+        return torch.cat([_group_sums(rows.double(), size) for rows in torch.split(score, batch_rows)])
     factor = input_norm.double() ** (alpha if rri == "activation" else 0.0)
-    parts = []
-    for rows in torch.split(weight, part):
+    importance = []
+    for rows in torch.split(weight, batch_rows):
         magnitude = rows.double().abs()
-        length = magnitude.sum(1, keepdim=True)
-        parts.append(torch.where(length > 0, _group_sums(magnitude * factor, size) / length, 0.0))
-    return torch.cat(parts)
+        row_sum = magnitude.sum(1, keepdim=True)
+        importance.append(torch.where(row_sum > 0, _group_sums(magnitude * factor, size) / row_sum, 0.0))
+    return torch.cat(importance)
 
 
-def row_share(score: Tensor, whole: Tensor, size: int) -> Tensor:
-    """The part of each row's sum of `whole` that its scores make up in each group of `size` columns, 1/0 read as 0.
+def row_share(score: Tensor, total: Tensor, size: int) -> Tensor:
+    """Return the share that a row's scores in each group of M columns have of the row's sum of `total`.
 
-    `score`, `whole` (out, in), neither negative; returns (out, in // size) in float64.
+    Args:
+        score: (out, in), not negative.
+        total: (out, in), not negative; each row is summed over all columns. A share x/0 is taken as 0.
+        size: M.
+
+    Returns:
+        (out, in // size), float64.
     """
-    part = max(1, _ELEMENTS // score.shape[1])
-    parts = []
-    for rows, others in zip(torch.split(score, part), torch.split(whole, part), strict=True):
-        length = others.double().sum(1, keepdim=True)
-        parts.append(torch.where(length > 0, _group_sums(rows.double(), size) / length, 0.0))
-    return torch.cat(parts)
+    batch_rows = max(1, _ELEMENTS // score.shape[1])
+    shares = []
+    for score_rows, total_rows in zip(torch.split(score, batch_rows), torch.split(total, batch_rows), strict=True):
+        row_sum = total_rows.double().sum(1, keepdim=True)
+        shares.append(torch.where(row_sum > 0, _group_sums(score_rows.double(), size) / row_sum, 0.0))
+    return torch.cat(shares)
 
 
 def lowest_rows(importance: Tensor, count: int) -> Tensor:
-    """The first `count` places of a stable ascending sort of each column, without sorting the rest.
+    """Return the first `count` indices of a stable ascending sort of each column, without sorting the rest.
 
     Args:
         importance: (rows, columns).
@@ -68,20 +72,23 @@ def lowest_rows(importance: Tensor, count: int) -> Tensor:
     lowest = columns.topk(min(count + 1, len(importance)), dim=1, largest=False)
     if not (lowest.values[:, 1:] == lowest.values[:, :-1]).any():
         return lowest.indices[:, :count].T
-    # Of equal ones any may have come, in any order.
+    # Of equal values topk returns any, in any order, so ties are resolved here.
     threshold = lowest.values[:, count - 1]
     chosen = importance <= threshold
     surplus = chosen.sum(0) - count
     if bool(surplus.any()):
-        level = importance == threshold
-        chosen &= ~level | (level.cumsum(0, dtype=torch.int32) <= level.sum(0) - surplus)
+        tied = importance == threshold
+        chosen &= ~tied | (tied.cumsum(0, dtype=torch.int32) <= tied.sum(0) - surplus)
     rows = chosen.T.nonzero()[:, 1].view(-1, count)  # (columns, count), ascending row indices
-    order = importance.T.gather(1, rows).argsort(dim=1, stable=True)
-    return rows.gather(1, order).T
+    ranking = importance.T.gather(1, rows).argsort(dim=1, stable=True)
+    return rows.gather(1, ranking).T
 
 
 def _group_sums(value: Tensor, size: int) -> Tensor:
-    # One column after the other: equal rows then have equal sums, which a blocked reduction does not promise.
+    """Sum each group of columns one after the other.
+
+    Equal rows then have equal sums, which a blocked reduction does not guarantee.
+    """
     first, *others = torch.unflatten(value, 1, (-1, size)).unbind(-1)
     total: Tensor = first.clone()
     for column in others:

@@ -1,4 +1,4 @@
-"""Diagonal blocks: how many rows a block has and which columns they keep, by reading."""
+"""Diagonal blocks of EGGS-PTP: how many rows a block has, and which of its entries are kept."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,12 +17,20 @@ Offset = Literal[0, "best"]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A reading of "diagonal selection" for one pattern; `expander` says what its options mean.
+class DiagonalBlocks:
+    """Specification of EGGS-PTP's diagonal blocks for a pattern; the options are those of the step `expander`.
+
+    Attributes:
+        pattern: N:M.
+        diagonal: Columns kept by row t of a block: "circulant" (t + k) mod M, k < N; "staircase" (t N + k) mod M;
+            "forced" t and the N - 1 best others; "block" squares of N on the main diagonal; "best" those of the doubly
+            regular block that retains most score.
+        block: Rows of a block: "square" M, "short" M / N (staircase only).
+        offset: 0, or "best": shift a circulant or staircase by the columns that retain most score.
 
     Raises:
-        PatternError: the pattern does not define the block or its diagonal.
-        MethodError: options that exclude each other.
+        PatternError: The pattern does not define the block or its diagonal.
+        MethodError: Options that exclude each other.
     """
 
     pattern: Pattern
@@ -55,26 +63,29 @@ class Reading:
 
     @property
     def height(self) -> int:
-        """Rows of a block: M when square, M / N when short."""
+        """Rows of a block: M if square, M / N if short."""
         return self.pattern.group // (self.pattern.keep if self.block == "short" else 1)
 
     def keep(self, blocks: Tensor) -> Tensor:
-        """The entries of each block that its diagonals keep: N per row, and at least one per column.
+        """Return the entries of each block that its diagonals keep: N per row, and at least one per column.
 
         Args:
-            blocks: scores, (blocks, height, M).
+            blocks: Scores, (blocks, height, M).
 
         Returns:
             Keep mask, bool (blocks, height, M).
         """
-        keep, size = self.pattern.keep, self.pattern.group
+        keep = self.pattern.keep
+        size = self.pattern.group
         if self.diagonal == "best":
             return best_regular(blocks, keep)
         if self.diagonal == "forced":
-            main = torch.eye(size, dtype=torch.bool, device=blocks.device)
-            return keep_top(blocks.masked_fill(main, torch.inf).flatten(0, 1), self.pattern).view_as(blocks)
+            main_diagonal = torch.eye(size, dtype=torch.bool, device=blocks.device)
+            forced = blocks.masked_fill(main_diagonal, torch.inf)
+            return keep_top(forced.flatten(0, 1), self.pattern).view_as(blocks)
         if self.diagonal == "block":
             square = torch.arange(size, device=blocks.device) // keep
             return (square[:, None] == square).expand_as(blocks)
-        turned = bands(size, keep, 1 if self.diagonal == "circulant" else keep, self.height).to(blocks.device)
-        return most_retained(blocks, turned) if self.offset == "best" else turned[0].expand_as(blocks)
+        step = 1 if self.diagonal == "circulant" else keep
+        offsets = bands(size, keep, step, self.height).to(blocks.device)
+        return most_retained(blocks, offsets) if self.offset == "best" else offsets[0].expand_as(blocks)
