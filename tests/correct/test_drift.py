@@ -18,42 +18,42 @@ def test_minimises_the_damped_error():
     tokens, damping = len(x), 0.05
     gram, cross = x.T @ x / tokens, y.T @ x / tokens
     d = damping * gram.diagonal().mean()
-    # The same minimum as one ordinary least-squares problem: sqrt(d) I below the tokens asks for W.
+    # The same minimum as one ordinary least-squares problem: rows sqrt(d) I below the tokens pull towards W.
     stacked = torch.cat([x / tokens**0.5, d.sqrt() * torch.eye(x.shape[1], dtype=torch.float64)])
-    wanted = torch.cat([y / tokens**0.5, d.sqrt() * weight.T])
-    expected = torch.linalg.lstsq(stacked, wanted).solution.T
-    found = drift(weight.float(), gram.float(), cross.float(), damping=damping)
-    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+    stacked_target = torch.cat([y / tokens**0.5, d.sqrt() * weight.T])
+    expected = torch.linalg.lstsq(stacked, stacked_target).solution.T
+    corrected = drift(weight.float(), gram.float(), cross.float(), damping=damping)
+    torch.testing.assert_close(corrected, expected.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_no_drift_gives_the_weight_back():
+def test_without_drift_the_weight_is_returned():
     weight, x, _ = _sample()
     gram = (x.T @ x / len(x)).float()
     cross = (weight @ x.T @ x / len(x)).float()
     torch.testing.assert_close(drift(weight.float(), gram, cross), weight.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_share_goes_from_the_weight_to_the_answer():
+def test_share_interpolates_between_the_weight_and_the_solution():
     weight, x, y = _sample()
     gram, cross = (x.T @ x / len(x)).float(), (y.T @ x / len(x)).float()
-    none, half, whole = (drift(weight.float(), gram, cross, share=share) for share in (0.0, 0.5, 1.0))
+    none, half, full = (drift(weight.float(), gram, cross, share=share) for share in (0.0, 0.5, 1.0))
     assert torch.equal(none, weight.float())
-    torch.testing.assert_close(half, (none + whole) / 2)
+    torch.testing.assert_close(half, (none + full) / 2)
 
 
-def test_masks_found_for_it_are_the_nearest_to_the_dense_outputs():
-    """||Y - X W'^T||^2 differs from ||X (V - W')^T||^2 by the same amount whatever W' is, without damping."""
+def test_approximating_it_approximates_the_dense_outputs():
+    """||Y - X W'^T||^2 differs from ||X (V - W')^T||^2 by the same amount for every W', without damping."""
     weight, x, y = _sample()
     gram, cross = x.T @ x / len(x), y.T @ x / len(x)
     v = drift(weight, gram, cross, damping=1e-12).double()
-    rest = [
+    differences = [
         float((y - x @ candidate.T).square().sum() - (x @ (v - candidate).T).square().sum())
         for candidate in (weight, torch.zeros_like(weight), weight * (weight > 0))
     ]
-    assert rest == pytest.approx([rest[0]] * 3, rel=1e-5)
+    assert differences == pytest.approx([differences[0]] * 3, rel=1e-5)
 
 
-def test_channels_that_never_fired_keep_their_weight():
+def test_channels_that_are_always_zero_keep_their_weight():
     weight, x, y = _sample()
     x[:, 3] = 0.0
     gram, cross = (x.T @ x / len(x)).float(), (y.T @ x / len(x)).float()

@@ -17,7 +17,7 @@ from eggs_ptp.select.expander import expander
 PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8), (2, 5), (1, 2)]
 
 
-def chosen(weight: Tensor, pattern: Pattern, gram: Tensor) -> Tensor:
+def masked_by_score(weight: Tensor, pattern: Pattern, gram: Tensor) -> Tensor:
     return keep_top(weight.abs() * gram.diagonal().sqrt(), pattern)
 
 
@@ -29,7 +29,7 @@ def losses(weight: Tensor, mask: Tensor, gram: Tensor, damping: float = 0.01) ->
 def test_a_single_group_gets_the_best_of_all_patterns(kept, group):
     weight, gram = layer(20, group)
     pattern = Pattern(kept, group)
-    mask = bcd(chosen(weight, pattern, gram), weight, pattern, gram)
+    mask = bcd(masked_by_score(weight, pattern, gram), weight, pattern, gram)
     masks = oracle.group_masks(kept, group, 1)
     for i, row in enumerate(weight):
         best = oracle.best_loss(row, oracle.damped(gram, 0.01), masks, solve=False)
@@ -40,19 +40,19 @@ def test_a_single_group_gets_the_best_of_all_patterns(kept, group):
 def test_it_ends_where_no_other_pattern_of_any_group_is_better(kept, group, groups):
     weight, gram = layer(12, group * groups)
     pattern = Pattern(kept, group)
-    start = chosen(weight, pattern, gram)
+    start = masked_by_score(weight, pattern, gram)
     mask = bcd(start, weight, pattern, gram, sweeps=50)
-    reached, before = losses(weight, mask, gram), losses(weight, start, gram)
+    final, before = losses(weight, mask, gram), losses(weight, start, gram)
     assert satisfies(mask, pattern)
     for low in range(0, group * groups, group):
         for choice in oracle.group_masks(kept, group, 1):
-            other = mask.clone()
-            other[:, low : low + group] = choice
-            assert (losses(weight, other, gram) >= reached - 1e-4 * before).all()
+            candidate = mask.clone()
+            candidate[:, low : low + group] = choice
+            assert (losses(weight, candidate, gram) >= final - 1e-4 * before).all()
     masks = oracle.group_masks(kept, group, groups)
     best = [oracle.best_loss(row, oracle.damped(gram, 0.01), masks, solve=False) for row in weight]
-    assert (reached >= torch.tensor(best) * (1 - 1e-4)).all()
-    assert float((before - reached).sum()) > 0.6 * float(before.sum() - sum(best)) > 0
+    assert (final >= torch.tensor(best) * (1 - 1e-4)).all()
+    assert float((before - final).sum()) > 0.6 * float(before.sum() - sum(best)) > 0
 
 
 @given(
@@ -69,16 +69,16 @@ def test_it_ends_where_no_other_pattern_of_any_group_is_better(kept, group, grou
 def test_no_sweep_raises_any_rows_loss(pattern, groups, out, tokens, dead, damping, floor, seed):
     pattern = Pattern(*pattern)
     weight, gram = layer(out, pattern.group * groups, tokens=tokens, seed=seed)
-    silent = [j for j in dead if 0 < j < len(gram)]
-    gram[silent], gram[:, silent] = 0.0, 0.0
+    zero_channels = [j for j in dead if 0 < j < len(gram)]
+    gram[zero_channels], gram[:, zero_channels] = 0.0, 0.0
     start = keep_top(torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)), pattern)
-    size = losses(weight, torch.zeros_like(start), gram, damping)
+    scale = losses(weight, torch.zeros_like(start), gram, damping)
     before = losses(weight, start, gram, damping)
     for sweeps in (0, 1, 2, 3, 20):
         mask = bcd(start, weight, pattern, gram, sweeps=sweeps, damping=damping, keep_floor=floor)
         after = losses(weight, mask, gram, damping)
         assert satisfies(mask, pattern)
-        assert (after <= before + 1e-5 * size).all()
+        assert (after <= before + 1e-5 * scale).all()
         assert torch.equal(mask, start) or sweeps
         if floor:
             assert mask.sum(0).min() >= start.sum(0).min()
@@ -88,32 +88,34 @@ def test_no_sweep_raises_any_rows_loss(pattern, groups, out, tokens, dead, dampi
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
 def test_the_floor_of_eggs_is_kept_and_costs_little(pattern):
     weight, gram = layer(64, 48, tokens=500)
-    weight[:, :8] *= 0.01  # inputs that nobody would keep but for the floor
+    weight[:, :8] *= 0.01  # inputs that only the floor keeps
     norm = gram.diagonal().sqrt()
     start = expander(weight.abs() * norm, weight, pattern, norm, B=2).value
     least = int(start.sum(0).min())
     assert least >= 2 * pattern.keep
-    free, held = (bcd(start, weight, pattern, gram, keep_floor=floor) for floor in (False, True))
-    assert free.sum(0).min() < least
-    assert held.sum(0).min() >= least
-    assert satisfies(held, pattern)
-    start_loss, free_loss, held_loss = (losses(weight, mask, gram) for mask in (start, free, held))
-    assert (held_loss <= start_loss * (1 + 1e-5)).all()
-    assert free_loss.sum() <= held_loss.sum() < 0.9 * start_loss.sum()
+    without_floor, with_floor = (bcd(start, weight, pattern, gram, keep_floor=floor) for floor in (False, True))
+    assert without_floor.sum(0).min() < least
+    assert with_floor.sum(0).min() >= least
+    assert satisfies(with_floor, pattern)
+    start_loss, loss_without_floor, loss_with_floor = (
+        losses(weight, mask, gram) for mask in (start, without_floor, with_floor)
+    )
+    assert (loss_with_floor <= start_loss * (1 + 1e-5)).all()
+    assert loss_without_floor.sum() <= loss_with_floor.sum() < 0.9 * start_loss.sum()
 
 
 def test_rows_do_not_depend_on_one_another_nor_on_how_columns_are_blocked(monkeypatch):
     weight, gram = layer(12, 64)
-    start = chosen(weight, Pattern(2, 4), gram)
+    start = masked_by_score(weight, Pattern(2, 4), gram)
     together = bcd(start, weight, Pattern(2, 4), gram)
     for i in range(12):
         assert torch.equal(bcd(start[i : i + 1], weight[i : i + 1], Pattern(2, 4), gram)[0], together[i])
-    monkeypatch.setattr("eggs_ptp.refine.bcd._BLOCK", 1)
-    monkeypatch.setattr("eggs_ptp.refine.bcd._ELEMENTS", 8)
+    monkeypatch.setattr("eggs_ptp.refine.bcd._COLUMNS_PER_UPDATE", 1)
+    monkeypatch.setattr("eggs_ptp.refine.bcd._COSTS_PER_BATCH", 8)
     assert torch.equal(bcd(start, weight, Pattern(2, 4), gram), together)
 
 
-def test_equal_patterns_leave_the_mask_alone_and_dead_inputs_are_left_where_they_are():
+def test_ties_and_inputs_that_are_always_zero_do_not_change_the_mask():
     gram = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
     start = torch.tensor([[False, True, True, False, True, False, False, True]])
     assert torch.equal(bcd(start, torch.ones(1, 8), Pattern(2, 4), gram), start)
@@ -123,21 +125,21 @@ def test_equal_patterns_leave_the_mask_alone_and_dead_inputs_are_left_where_they
 def test_a_pair_of_opposite_inputs_is_pruned_together():
     gram = torch.eye(4) + 0.99 * torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     weight = torch.tensor([[3.0, -3.0, 1.0, 1.0]])
-    start = chosen(weight, Pattern(2, 4), gram)
+    start = masked_by_score(weight, Pattern(2, 4), gram)
     assert start.tolist() == [[True, True, False, False]]
     assert bcd(start, weight, Pattern(2, 4), gram, damping=0.0).tolist() == [[False, False, True, True]]
 
 
-def test_a_mask_that_keeps_fewer_is_filled_where_that_gains():
+def test_a_mask_that_keeps_fewer_weights_is_filled():
     weight, gram = layer(5, 16)
     start = torch.zeros(5, 16, dtype=torch.bool)
     assert satisfies(bcd(start, weight, Pattern(2, 4), gram), Pattern(2, 4))
 
 
-def test_what_is_given_is_only_read_and_half_precision_is_computed_in_float32():
+def test_arguments_are_not_modified_and_half_precision_is_computed_in_float32():
     weight, gram = layer(6, 32)
     weight = weight.bfloat16()
-    start = chosen(weight.float(), Pattern(2, 4), gram)
+    start = masked_by_score(weight.float(), Pattern(2, 4), gram)
     copies = start.clone(), weight.clone(), gram.clone()
     mask = bcd(start, weight, Pattern(2, 4), gram)
     assert torch.equal(mask, bcd(start, weight.float(), Pattern(2, 4), gram))
@@ -145,7 +147,7 @@ def test_what_is_given_is_only_read_and_half_precision_is_computed_in_float32():
     assert not torch.equal(mask, start)
 
 
-def test_what_it_cannot_do_is_refused():
+def test_impossible_arguments_are_refused():
     weight, gram = layer(2, 40)
     with pytest.raises(PatternError, match="137846528820"):
         bcd(torch.zeros(2, 40, dtype=torch.bool), weight, Pattern(20, 40), gram)
@@ -161,7 +163,7 @@ def test_what_it_cannot_do_is_refused():
 
 def test_the_scale_of_the_inputs_changes_nothing():
     weight, gram = layer(4, 32)
-    start = chosen(weight, Pattern(2, 4), gram)
+    start = masked_by_score(weight, Pattern(2, 4), gram)
     tiny = bcd(start, weight, Pattern(2, 4), gram * 2.0**-40)
     assert torch.equal(tiny, bcd(start, weight, Pattern(2, 4), gram))
     assert not torch.equal(tiny, start)

@@ -51,13 +51,13 @@ def errors(data: dict[str, Tensor], mask: Tensor) -> Tensor:
 def by_oracle(
     data: dict[str, Tensor], mask: Tensor, score: Tensor, pattern: AnyPattern, power: float, spread: str, **rule: Any
 ) -> Tensor:
-    part = (data["weight"] * data["input_mean"]).double().tolist()
+    contribution = (data["weight"] * data["input_mean"]).double().tolist()
     variance = data[spread].double().tolist()
-    grow = [[oracle.divided(row[j], variance[j], power) for j in range(len(row))] for row in part]
+    grow = [[oracle.divided_by_variance(row[j], variance[j], power) for j in range(len(row))] for row in contribution]
     group = pattern.group if isinstance(pattern, Pattern) else None
     prune = score if group else data["weight"].abs() * data["input_norm"]
-    none = [[0.0] * len(row) for row in part]
-    return torch.tensor(oracle.refine(mask.tolist(), part, grow, none, prune.tolist(), group=group, **rule))
+    none = [[0.0] * len(row) for row in contribution]
+    return torch.tensor(oracle.refine(mask.tolist(), contribution, grow, none, prune.tolist(), group=group, **rule))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -69,11 +69,11 @@ def test_swaps_as_the_paper_one_row_and_one_swap_at_a_time(pattern, wanda, cycle
     data = layer(12, 40, seed=cycles)
     mask, score = start_of(data, pattern, wanda)
     rule = {"max_cycles": cycles, "threshold": 0.1}
-    ours = refined(data, mask, score, pattern, power=power, variance=spread, same_sign=same_sign, **rule)
+    swapped = refined(data, mask, score, pattern, power=power, variance=spread, same_sign=same_sign, **rule)
     no_crossing = same_sign == "always" or (same_sign == "original" and isinstance(pattern, Pattern))
     variance = "input_var_within" if spread == "within" else "input_var"
-    assert torch.equal(ours, by_oracle(data, mask, score, pattern, power, variance, no_crossing=no_crossing, **rule))
-    assert not torch.equal(ours, mask)
+    assert torch.equal(swapped, by_oracle(data, mask, score, pattern, power, variance, no_crossing=no_crossing, **rule))
+    assert not torch.equal(swapped, mask)
 
 
 def degrade(data: dict[str, Tensor], kind: str) -> None:
@@ -113,12 +113,12 @@ def test_rows_and_groups_keep_as_many_at_any_width_and_number_of_cycles(
     mask, score = start_of(data, pattern, wanda)
     before = mask.clone()
     options = {"threshold": threshold, "same_sign": same_sign, "zero_variance": zero_variance}
-    ours = refined(data, mask, score, pattern, max_cycles=cycles, **options)
+    swapped = refined(data, mask, score, pattern, max_cycles=cycles, **options)
     assert torch.equal(mask, before)
-    assert torch.equal(ours.sum(1), mask.sum(1))
+    assert torch.equal(swapped.sum(1), mask.sum(1))
     if isinstance(pattern, Pattern):
-        assert satisfies(ours, pattern)
-    assert ((ours != mask).sum(1) <= 2 * cycles).all()
+        assert satisfies(swapped, pattern)
+    assert ((swapped != mask).sum(1) <= 2 * cycles).all()
 
 
 @given(seed=st.integers(0, 500), power=st.sampled_from([0.0, 1.0]), cycles=st.integers(0, 60))
@@ -126,9 +126,9 @@ def test_rows_and_groups_keep_as_many_at_any_width_and_number_of_cycles(
 def test_with_the_sign_rule_no_row_ends_with_more_error(seed, power, cycles):
     data = layer(8, 30, seed)
     mask, score = start_of(data, Unstructured(0.6))
-    ours = refined(data, mask, score, Unstructured(0.6), power=power, max_cycles=cycles, same_sign="always")
-    before, after = errors(data, mask), errors(data, ours)
-    changed = (ours != mask).any(1)
+    swapped = refined(data, mask, score, Unstructured(0.6), power=power, max_cycles=cycles, same_sign="always")
+    before, after = errors(data, mask), errors(data, swapped)
+    changed = (swapped != mask).any(1)
     assert (after.abs()[changed] < before.abs()[changed]).all()
     assert (after.sign()[changed] == before.sign()[changed]).all()
 
@@ -138,20 +138,20 @@ def test_with_the_sign_rule_no_row_ends_with_more_error(seed, power, cycles):
 def test_without_it_a_row_overshoots_by_less_than_its_largest_swap(seed, cycles):
     data = layer(8, 30, seed)
     mask, score = start_of(data, Unstructured(0.6))
-    ours = refined(data, mask, score, Unstructured(0.6), max_cycles=cycles)
-    part = (data["weight"] * data["input_mean"]).abs()
-    largest_swap = part.masked_fill(mask, 0.0).amax(1) + part.masked_fill(~mask, 0.0).amax(1)
-    assert (errors(data, ours).abs() <= torch.maximum(errors(data, mask).abs(), largest_swap) + 1e-6).all()
+    swapped = refined(data, mask, score, Unstructured(0.6), max_cycles=cycles)
+    contribution = (data["weight"] * data["input_mean"]).abs()
+    largest_swap = contribution.masked_fill(mask, 0.0).amax(1) + contribution.masked_fill(~mask, 0.0).amax(1)
+    assert (errors(data, swapped).abs() <= torch.maximum(errors(data, mask).abs(), largest_swap) + 1e-6).all()
 
 
-def test_rows_below_the_threshold_are_left_alone_and_the_others_end_below_it_or_out_of_moves():
+def test_rows_below_the_threshold_are_not_changed_and_all_others_are():
     data = layer(40, 60)
     mask, score = start_of(data, Unstructured(0.5))
     threshold = float(errors(data, mask).abs().median())
-    ours = refined(data, mask, score, Unstructured(0.5), threshold=threshold)
+    swapped = refined(data, mask, score, Unstructured(0.5), threshold=threshold)
     small = errors(data, mask).abs() <= threshold
-    assert torch.equal(ours[small], mask[small])
-    assert (ours[~small] != mask[~small]).any(1).all()
+    assert torch.equal(swapped[small], mask[small])
+    assert (swapped[~small] != mask[~small]).any(1).all()
 
 
 def test_the_threshold_is_per_sample_so_its_length_matters():
@@ -169,10 +169,10 @@ def test_a_row_without_candidates_stops_and_the_others_go_on():
     data["input_mean"] = torch.ones(8)
     data["weight"] = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3, 2], [9.0, -0.1, 7, 6, 5, 4, 3, -2]])
     mask = torch.tensor([[True] * 4 + [False] * 4, [True] * 4 + [False] * 4])
-    ours = refined(data, mask, data["weight"].abs(), Unstructured(0.5), threshold=0.0)
-    assert torch.equal(ours[0], mask[0])  # nothing kept has the opposite sign
-    assert not ours[1, 1]  # the only kept weight with the opposite sign goes, and then the row stops
-    assert int((ours[1] != mask[1]).sum()) == 2
+    swapped = refined(data, mask, data["weight"].abs(), Unstructured(0.5), threshold=0.0)
+    assert torch.equal(swapped[0], mask[0])  # nothing kept has the opposite sign
+    assert not swapped[1, 1]  # the only kept weight with the opposite sign is pruned, and then the row stops
+    assert int((swapped[1] != mask[1]).sum()) == 2
 
 
 def test_in_a_group_each_weight_is_pruned_once_and_a_grown_one_never():
@@ -183,11 +183,11 @@ def test_in_a_group_each_weight_is_pruned_once_and_a_grown_one_never():
     mask = torch.tensor([[True, True, False, False, True, True, False, False]])
     score = data["weight"].abs()
     for cycles, columns in ((1, [2, 1, 4, 5]), (2, [2, 3, 4, 5]), (3, [2, 3, 6, 5]), (50, [2, 3, 6, 7])):
-        ours = refined(data, mask, score, Pattern(2, 4), max_cycles=cycles, threshold=0.0, same_sign="never")
-        assert sorted(ours[0].nonzero()[:, 0].tolist()) == sorted(columns)
+        swapped = refined(data, mask, score, Pattern(2, 4), max_cycles=cycles, threshold=0.0, same_sign="never")
+        assert sorted(swapped[0].nonzero()[:, 0].tolist()) == sorted(columns)
 
 
-def test_channels_that_never_vary_are_not_grown_unless_asked_for():
+def test_constant_channels_are_not_grown_unless_zero_variance_is_first():
     data = layer(30, 24)
     data["input_norm"][5] = data["input_mean"][5] = 3.0
     data["input_var_within"][5] = 3e-7 * 9.0  # what rounding leaves of zero
@@ -195,8 +195,8 @@ def test_channels_that_never_vary_are_not_grown_unless_asked_for():
     never = refined(data, mask, score, Unstructured(0.5), threshold=0.0)
     assert not (never[:, 5] & ~mask[:, 5]).any()
     first = refined(data, mask, score, Unstructured(0.5), threshold=0.0, max_cycles=1, zero_variance="first")
-    part = data["weight"][:, 5] * data["input_mean"][5]
-    fits = ~mask[:, 5] & (part.sign() == errors(data, mask).sign()) & (first != mask).any(1)
+    contribution = data["weight"][:, 5] * data["input_mean"][5]
+    fits = ~mask[:, 5] & (contribution.sign() == errors(data, mask).sign()) & (first != mask).any(1)
     assert fits.sum() > 3
     assert first[fits, 5].all()
 
@@ -204,27 +204,27 @@ def test_channels_that_never_vary_are_not_grown_unless_asked_for():
 @pytest.mark.parametrize(
     ("role", "skip", "moves"), [("mlp", "mlp", False), ("attention", "mlp", True), ("mlp", "none", True)]
 )
-def test_the_mlp_is_left_alone_unless_asked_for(role, skip, moves):
+def test_the_mlp_is_not_refined_unless_skip_is_none(role, skip, moves):
     data = layer(10, 20)
     mask, score = start_of(data, Unstructured(0.6))
     assert torch.equal(refined(data, mask, score, Unstructured(0.6), role=role, skip=skip), mask) is not moves
 
 
-def test_any_start_mask_will_do_and_each_row_keeps_its_own_count():
+def test_any_mask_is_accepted_and_each_row_keeps_its_own_count():
     data = layer(10, 20)
     mask = keep_top(data["weight"].abs(), Unstructured(0.6), group="layer")
-    ours = refined(data, mask, data["weight"].abs(), Unstructured(0.6))
-    assert torch.equal(ours.sum(1), mask.sum(1))
-    assert not torch.equal(ours, mask)
+    swapped = refined(data, mask, data["weight"].abs(), Unstructured(0.6))
+    assert torch.equal(swapped.sum(1), mask.sum(1))
+    assert not torch.equal(swapped, mask)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_the_layout_in_memory_does_not_matter(pattern):
     data = layer(10, 24)
     mask, score = start_of(data, pattern)
-    turned = {**data, "weight": data["weight"].T.contiguous().T}
-    ours = refined(turned, mask.T.contiguous().T, score.T.contiguous().T, pattern)
-    assert torch.equal(ours, refined(data, mask, score, pattern))
+    strided = {**data, "weight": data["weight"].T.contiguous().T}
+    swapped = refined(strided, mask.T.contiguous().T, score.T.contiguous().T, pattern)
+    assert torch.equal(swapped, refined(data, mask, score, pattern))
 
 
 def test_equal_keys_grow_the_higher_column_and_prune_the_lower():
@@ -233,8 +233,8 @@ def test_equal_keys_grow_the_higher_column_and_prune_the_lower():
         data[name] = torch.ones(8)
     data["weight"] = torch.tensor([[1.0, 1.0, 1.0, 1.0, -2.0, -2.0, -2.0, -2.0]])
     mask = data["weight"] < 0
-    ours = refined(data, mask, data["weight"].abs(), Unstructured(0.5), max_cycles=1)
-    assert ours[0].tolist() == [False, False, False, True, False, True, True, True]
+    swapped = refined(data, mask, data["weight"].abs(), Unstructured(0.5), max_cycles=1)
+    assert swapped[0].tolist() == [False, False, False, True, False, True, True, True]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_options_out_of_range_are_refused_before_anything_runs(options):
         Step("dsnot", options).bind("refine")
 
 
-def test_it_asks_for_both_variances_and_serves_every_pattern():
+def test_it_requests_both_variances_and_accepts_every_pattern():
     bound = Step("dsnot").bind("refine")
     assert bound.statistics == {"input_mean", "input_var", "input_var_within", "input_norm"}
     assert bound.patterns is None

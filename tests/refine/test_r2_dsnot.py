@@ -56,53 +56,70 @@ def refined(data: dict[str, Tensor], mask: Tensor, pattern: AnyPattern, **option
 
 
 def norm_of(row: list[float], column: list[float], keep: list[bool], j: int, p: float, norm: str, dense: bool) -> float:
-    """What the regulariser sees of weight j of a row: `row` and `column` are those it lies in, as far as seen."""
+    """The regulariser's norm for weight j: of its reference column or row, or of its row after the swap."""
     if norm == "input":
         return oracle.norm(column, p)
     if norm == "output":
         return oracle.norm(row, p)
-    kept = [abs(w) if keep[k] != (k == j) else 0.0 for k, w in enumerate(row)]  # after j has changed sides
+    kept = [abs(w) if keep[k] != (k == j) else 0.0 for k, w in enumerate(row)]  # after j has been grown or pruned
     return oracle.norm(kept, p)
 
 
 def by_oracle(data: dict[str, Tensor], mask: Tensor, pattern: AnyPattern, **options: Any) -> Tensor:
-    given = {"relative_grow": True, "gamma1": 0.0, "relative_prune": False, "gamma2": 1e-4, "p": 2.0, "alpha": 0.5}
-    given |= {"reference": "sparse", "norm": "input", "grow": "weighted", "power": 1.0, "variance": "within"}
-    given |= {"same_sign": "original", "max_cycles": 50, "threshold": 0.1, "sample_tokens": 16} | options
+    settings_used = {
+        "relative_grow": True,
+        "gamma1": 0.0,
+        "relative_prune": False,
+        "gamma2": 1e-4,
+        "p": 2.0,
+        "alpha": 0.5,
+    }
+    settings_used |= {"reference": "sparse", "norm": "input", "grow": "weighted", "power": 1.0, "variance": "within"}
+    settings_used |= {"same_sign": "original", "max_cycles": 50, "threshold": 0.1, "sample_tokens": 16} | options
     weight, keep = data["weight"].double().tolist(), mask.tolist()
-    tokens, width = given["sample_tokens"], len(weight[0])
+    tokens, width = settings_used["sample_tokens"], len(weight[0])
     mean, norm = data["input_mean"].double().tolist(), data["input_norm"].double().tolist()
-    variance = data["input_var_within" if given["variance"] == "within" else "input_var"].double().tolist()
-    dense = given["reference"] == "dense"
-    seen = [[w if dense or k else 0.0 for w, k in zip(*pair, strict=True)] for pair in zip(weight, keep, strict=True)]
-    relative = oracle.relative(seen)
-    part, grow, bonus, prune = [], [], [], []
+    variance = data["input_var_within" if settings_used["variance"] == "within" else "input_var"].double().tolist()
+    dense = settings_used["reference"] == "dense"
+    reference = [
+        [w if dense or k else 0.0 for w, k in zip(*pair, strict=True)] for pair in zip(weight, keep, strict=True)
+    ]
+    relative = oracle.relative(reference)
+    contribution, grow, bonus, prune = [], [], [], []
     for i, row in enumerate(weight):
-        part.append([row[j] * tokens * mean[j] for j in range(width)])
-        gain = part[i] if given["grow"] == "weighted" else [tokens * m for m in mean]
-        gain = [oracle.divided(gain[j], variance[j], given["power"]) for j in range(width)]
-        grow.append([gain[j] * (relative[i][j] if given["relative_grow"] else 1.0) for j in range(width)])
-        cost = [abs(row[j]) * (math.sqrt(tokens) * norm[j]) ** given["alpha"] for j in range(width)]
-        cost = [cost[j] * (relative[i][j] if given["relative_prune"] else 1.0) for j in range(width)]
-        after = given["norm"] == "output_after"
+        contribution.append([row[j] * tokens * mean[j] for j in range(width)])
+        gain = contribution[i] if settings_used["grow"] == "weighted" else [tokens * m for m in mean]
+        gain = [oracle.divided_by_variance(gain[j], variance[j], settings_used["power"]) for j in range(width)]
+        grow.append([gain[j] * (relative[i][j] if settings_used["relative_grow"] else 1.0) for j in range(width)])
+        cost = [abs(row[j]) * (math.sqrt(tokens) * norm[j]) ** settings_used["alpha"] for j in range(width)]
+        cost = [cost[j] * (relative[i][j] if settings_used["relative_prune"] else 1.0) for j in range(width)]
+        after = settings_used["norm"] == "output_after"
         norms = [
-            norm_of(row if after else seen[i], [r[j] for r in seen], keep[i], j, given["p"], given["norm"], dense)
+            norm_of(
+                row if after else reference[i],
+                [r[j] for r in reference],
+                keep[i],
+                j,
+                settings_used["p"],
+                settings_used["norm"],
+                dense,
+            )
             for j in range(width)
         ]
-        bonus.append([given["gamma1"] * n for n in norms])
-        prune.append([cost[j] + given["gamma2"] * norms[j] for j in range(width)])
-    nm = isinstance(pattern, Pattern)
+        bonus.append([settings_used["gamma1"] * n for n in norms])
+        prune.append([cost[j] + settings_used["gamma2"] * norms[j] for j in range(width)])
+    is_nm = isinstance(pattern, Pattern)
     return torch.tensor(
         oracle.refine(
             keep,
-            part,
+            contribution,
             grow,
             bonus,
             prune,
-            group=pattern.group if nm else None,
-            max_cycles=given["max_cycles"],
-            threshold=given["threshold"],
-            no_crossing=given["same_sign"] == "always" or (given["same_sign"] == "original" and nm),
+            group=pattern.group if is_nm else None,
+            max_cycles=settings_used["max_cycles"],
+            threshold=settings_used["threshold"],
+            no_crossing=settings_used["same_sign"] == "always" or (settings_used["same_sign"] == "original" and is_nm),
         )
     )
 
@@ -112,9 +129,9 @@ def by_oracle(data: dict[str, Tensor], mask: Tensor, pattern: AnyPattern, **opti
 def test_swaps_as_the_paper_one_row_and_one_swap_at_a_time(pattern, options):
     data = layer(10, 32)
     mask = keep_top(ria(data["weight"], data["input_norm"]), pattern)
-    ours = refined(data, mask, pattern, **options)
-    assert torch.equal(ours, by_oracle(data, mask, pattern, **options))
-    assert not torch.equal(ours, mask)
+    swapped = refined(data, mask, pattern, **options)
+    assert torch.equal(swapped, by_oracle(data, mask, pattern, **options))
+    assert not torch.equal(swapped, mask)
 
 
 @pytest.mark.parametrize("options", [o for o in READINGS[1:] if o.get("norm") != "output"], ids=str)
@@ -133,11 +150,11 @@ def test_with_its_switches_off_after_wanda_it_is_dsnot(pattern, seed, cycles):
     mask = keep_top(score, pattern)
     statistics = [data[f"input_{name}"] for name in STATISTICS]
     rule = {"max_cycles": cycles, "sample_tokens": 16}
-    want = dsnot(mask, score, data["weight"], pattern, *statistics, "attention", **rule)
-    assert torch.equal(refined(data, mask, pattern, **OFF, **rule), want)
+    expected = dsnot(mask, score, data["weight"], pattern, *statistics, "attention", **rule)
+    assert torch.equal(refined(data, mask, pattern, **OFF, **rule), expected)
 
 
-def test_the_norm_of_the_row_is_no_reason_to_choose():
+def test_the_norm_of_the_row_changes_nothing():
     data = layer(12, 40)
     mask = keep_top(ria(data["weight"], data["input_norm"]), Unstructured(0.6))
     plain = refined(data, mask, Unstructured(0.6), gamma2=0.0)
@@ -160,13 +177,13 @@ def test_rows_and_groups_keep_as_many(pattern, groups, cycles, options, empty, s
         for name in STATISTICS:
             data[f"input_{name}"][1::4] = 0.0
     mask = keep_top(ria(data["weight"], data["input_norm"]), pattern)
-    ours = refined(data, mask, pattern, **{**options, "max_cycles": cycles, "threshold": 0.0})
-    assert torch.equal(ours.sum(1), mask.sum(1))
+    swapped = refined(data, mask, pattern, **{**options, "max_cycles": cycles, "threshold": 0.0})
+    assert torch.equal(swapped.sum(1), mask.sum(1))
     if isinstance(pattern, Pattern):
-        assert satisfies(ours, pattern)
+        assert satisfies(swapped, pattern)
 
 
-def test_the_mlp_is_left_alone_unless_asked_for():
+def test_the_mlp_is_not_refined_unless_skip_is_none():
     data = layer(10, 20)
     mask = keep_top(data["weight"].abs(), Unstructured(0.6))
     assert torch.equal(refined(data, mask, Unstructured(0.6), role="mlp"), mask)
@@ -194,5 +211,5 @@ def test_options_out_of_range_are_refused_before_anything_runs(options):
         Step("r2_dsnot", options).bind("refine")
 
 
-def test_an_infinite_p_can_be_asked_for():
+def test_an_infinite_p_is_accepted():
     assert Step("r2_dsnot", {"p": math.inf}).bind("refine").options["p"] == math.inf

@@ -1,4 +1,4 @@
-"""Scores that must be one another: the same number, and the same mask under the same group."""
+"""Scores that must agree with one another: equal numbers, and equal masks for the same comparison group."""
 
 import pytest
 import torch
@@ -27,11 +27,11 @@ N, Y = torch.rand(INS, generator=SEEDED) + 0.1, torch.rand(OUTS, generator=SEEDE
 ALPHAS = [0.0, 0.5, 1.0, 2.0]
 
 
-def alike(one: Tensor, other: Tensor, groups: tuple[str, ...] = ("row", "layer", "block")) -> None:
-    """The same masks, whatever is compared with what."""
+def assert_same_masks(first: Tensor, second: Tensor, groups: tuple[str, ...] = ("row", "layer", "block")) -> None:
+    """Both scores give the same masks, for every comparison group."""
     for pattern in (Pattern(2, 4), Pattern(4, 8), Unstructured(0.5), Unstructured(0.7)):
         for group in groups:
-            masks = [keep_top(score, pattern, group=group, block_size=16) for score in (one, other)]
+            masks = [keep_top(score, pattern, group=group, block_size=16) for score in (first, second)]
             assert torch.equal(*masks), (pattern, group)
 
 
@@ -49,7 +49,7 @@ def test_lp_with_p_one_is_ria_and_s1_is_the_default(alpha):
 def test_lp_with_p_zero_is_wanda_with_that_alpha_where_no_weight_is_zero(alpha):
     score = lp(WEIGHT, N, p=0.0, alpha=alpha)
     assert_close(score, wanda(WEIGHT, N.pow(alpha)) * (1 / OUTS + 1 / INS))
-    alike(score, wanda(WEIGHT, N.pow(alpha)))
+    assert_same_masks(score, wanda(WEIGHT, N.pow(alpha)))
     holed = WEIGHT.clone()
     holed[3, :20] = 0.0
     assert not torch.equal(lp(holed, N, p=0.0, alpha=alpha)[3, 20:], score[3, 20:])
@@ -59,27 +59,27 @@ def test_symwanda_without_outputs_is_wanda_and_without_inputs_owanda():
     for form in ("sum", "squared"):
         assert_close(symwanda(WEIGHT, N, torch.zeros(OUTS), form=form), wanda(WEIGHT, N))
         assert_close(symwanda(WEIGHT, torch.zeros(INS), Y, form=form), owanda(WEIGHT, Y))
-        alike(symwanda(WEIGHT, N, torch.zeros(OUTS), form=form), wanda(WEIGHT, N))
-        alike(symwanda(WEIGHT, torch.zeros(INS), Y, form=form), owanda(WEIGHT, Y))
+        assert_same_masks(symwanda(WEIGHT, N, torch.zeros(OUTS), form=form), wanda(WEIGHT, N))
+        assert_same_masks(symwanda(WEIGHT, torch.zeros(INS), Y, form=form), owanda(WEIGHT, Y))
 
 
 def test_owanda_within_rows_is_magnitude_and_over_the_layer_it_is_not():
-    alike(owanda(WEIGHT, Y), magnitude(WEIGHT), groups=("row",))
+    assert_same_masks(owanda(WEIGHT, Y), magnitude(WEIGHT), groups=("row",))
     for group in ("layer", "block"):
         masks = [keep_top(s, Unstructured(0.5), group=group, block_size=16) for s in (owanda(WEIGHT, Y), WEIGHT.abs())]
         assert not torch.equal(*masks)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_the_halves_of_ria_add_up_to_it(alpha):
+def test_the_terms_of_ria_add_up_to_it(alpha):
     both = per_output(WEIGHT, N, alpha=alpha) + per_input(WEIGHT, N, alpha=alpha)
     assert_close(both, ria(WEIGHT, N, alpha=alpha))
-    alike(both, ria(WEIGHT, N, alpha=alpha))
+    assert_same_masks(both, ria(WEIGHT, N, alpha=alpha))
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_per_output_within_rows_is_wanda_with_that_alpha(alpha):
-    alike(per_output(WEIGHT, N, alpha=alpha), wanda(WEIGHT, N.pow(alpha)), groups=("row",))
+    assert_same_masks(per_output(WEIGHT, N, alpha=alpha), wanda(WEIGHT, N.pow(alpha)), groups=("row",))
 
 
 @pytest.mark.parametrize("draw", ["each", "shared"])
@@ -91,7 +91,7 @@ def test_stochria_with_beta_one_is_ria_on_a_square(draw, alpha):
             square, norm, torch.Generator().manual_seed(1), alpha=alpha, beta=1, draw=draw, sampling=sampling
         )
         assert_close(score, ria(square, norm, alpha=alpha))
-        alike(score, ria(square, norm, alpha=alpha))
+        assert_same_masks(score, ria(square, norm, alpha=alpha))
 
 
 @pytest.mark.parametrize("draw", ["each", "shared"])
@@ -100,7 +100,7 @@ def test_stochria_with_beta_one_is_ria_on_a_rectangle_only_when_each_side_has_it
         stochria(WEIGHT, N, torch.Generator().manual_seed(1), beta=1, draw=draw, tau=tau) for tau in ("own", "common")
     )
     assert_close(own, ria(WEIGHT, N))
-    alike(own, ria(WEIGHT, N))
+    assert_same_masks(own, ria(WEIGHT, N))
     assert not torch.allclose(common, ria(WEIGHT, N))
 
 

@@ -1,6 +1,6 @@
-"""The lemmas of Symmetric Pruning, arXiv:2501.18980: dropping a weight costs its score, by the paper's X and Y.
+"""The lemmas of Symmetric Pruning, arXiv:2501.18980: pruning a weight costs its score, with the paper's X and Y.
 
-Everything is in the paper's layout, W of shape (b, c) = (inputs, outputs), and turned where a score of ours comes in.
+Everything is in the paper's layout, W of shape (b, c) = (inputs, outputs); our scores are transposed.
 """
 
 import math
@@ -32,7 +32,7 @@ def random(*shape: int) -> Matrix:
 
 W = random(B, C)
 ROWS, COLUMNS = [W[j] for j in range(B)], [column_of(W, k) for k in range(C)]  # W_j: and W_:k
-WEIGHT = torch.tensor(W).T  # ours, (out, in)
+WEIGHT = torch.tensor(W).T  # in our layout, (out, in)
 
 
 def zeros(rows: int, columns: int) -> Matrix:
@@ -47,7 +47,7 @@ def row_norms(y: Matrix) -> list[float]:
     return [norm(row, 2) for row in y]
 
 
-def of_columns(columns: list[list[float]]) -> Matrix:
+def matrix_of_columns(columns: list[list[float]]) -> Matrix:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -55,8 +55,8 @@ def tensor(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 
 
-def check(x, y, score: Tensor, squared: bool = False) -> None:
-    """What each weight costs by X and Y (matrices, or made for one weight) is our score of it."""
+def assert_score_is_cost(x, y, score: Tensor, squared: bool = False) -> None:
+    """Check that our score of each weight is its cost by X and Y (matrices, or functions that make them per weight)."""
     costs = torch.tensor(cost_of_each_weight(x, W, y, squared), dtype=torch.float64)
     if squared:
         costs = costs.sqrt()
@@ -65,37 +65,39 @@ def check(x, y, score: Tensor, squared: bool = False) -> None:
 
 def test_lemma_3_1_any_x_and_y():
     x, y = random(7, B), random(C, 5)
-    check(x, y, symwanda(WEIGHT, tensor(column_norms(x)), tensor(row_norms(y))))
+    assert_score_is_cost(x, y, symwanda(WEIGHT, tensor(column_norms(x)), tensor(row_norms(y))))
 
 
 def test_appendix_b_any_x_and_y_squared():
     x, y = random(7, B), random(C, 5)
-    check(x, y, symwanda(WEIGHT, tensor(column_norms(x)), tensor(row_norms(y)), form="squared"), squared=True)
+    assert_score_is_cost(
+        x, y, symwanda(WEIGHT, tensor(column_norms(x)), tensor(row_norms(y)), form="squared"), squared=True
+    )
 
 
 def test_corollary_3_2_no_y():
     x = random(7, B)
-    check(x, zeros(C, 5), wanda(WEIGHT, tensor(column_norms(x))))
+    assert_score_is_cost(x, zeros(C, 5), wanda(WEIGHT, tensor(column_norms(x))))
 
 
 def test_corollary_3_3_no_x():
     y = random(C, 5)
-    check(zeros(7, B), y, owanda(WEIGHT, tensor(row_norms(y))))
+    assert_score_is_cost(zeros(7, B), y, owanda(WEIGHT, tensor(row_norms(y))))
 
 
 def test_corollary_3_4_x_and_y_are_w_transposed():
-    transposed = of_columns(W)  # (c, b): a = c and d = b
-    check(transposed, transposed, symmetric(WEIGHT))
-    check(transposed, transposed, symmetric(WEIGHT, form="squared"), squared=True)
+    transposed = matrix_of_columns(W)  # (c, b): a = c and d = b
+    assert_score_is_cost(transposed, transposed, symmetric(WEIGHT))
+    assert_score_is_cost(transposed, transposed, symmetric(WEIGHT, form="squared"), squared=True)
 
 
 def test_theorem_3_5_columns_of_one_number():
     """X_:j = t_j (1; ...; 1) in R^b and Y_k: = s_k (1, ..., 1) in R^c."""
     t = [1 / (math.sqrt(B) * norm(row, 1)) for row in ROWS]
     s = [1 / (math.sqrt(C) * norm(column, 1)) for column in COLUMNS]
-    x = of_columns([[t[j]] * B for j in range(B)])
+    x = matrix_of_columns([[t[j]] * B for j in range(B)])
     y = [[s[k]] * C for k in range(C)]
-    check(x, y, ri(WEIGHT))
+    assert_score_is_cost(x, y, ri(WEIGHT))
 
 
 def test_theorem_3_5_diagonal_matrices():
@@ -104,12 +106,12 @@ def test_theorem_3_5_diagonal_matrices():
         x[j][j] = 1 / norm(ROWS[j], 1)
     for k in range(C):
         y[k][k] = 1 / norm(COLUMNS[k], 1)
-    check(x, y, ri(WEIGHT))
+    assert_score_is_cost(x, y, ri(WEIGHT))
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_lemma_3_6_one_entry_each_made_for_one_weight(alpha):
-    """The paper's A has its entry in row j, where the objective reads column j; here it is in column j.
+    """The paper's A has its entry in row j, but the objective uses column j; here it is in column j.
 
     Y_k: holds ||C_:j||^alpha, so X and Y serve the weight (j, k) alone: no one pair gives RIA for all.
     """
@@ -126,42 +128,42 @@ def test_lemma_3_6_one_entry_each_made_for_one_weight(alpha):
         entries[k][s] = activations[j] ** alpha / norm(COLUMNS[k], 1)
         return entries
 
-    check(x, y, ria(WEIGHT, tensor(activations), alpha=alpha))
+    assert_score_is_cost(x, y, ria(WEIGHT, tensor(activations), alpha=alpha))
 
 
 def test_lemma_3_7_any_a_and_b_times_diagonal_matrices():
     a, b = random(7, B), random(C, 5)
     x = [[a[i][j] / norm(ROWS[j], 1) for j in range(B)] for i in range(7)]
     y = [[b[k][i] / norm(COLUMNS[k], 1) for i in range(5)] for k in range(C)]
-    check(x, y, diagonal(WEIGHT, tensor(column_norms(a)), tensor(row_norms(b))))
+    assert_score_is_cost(x, y, diagonal(WEIGHT, tensor(column_norms(a)), tensor(row_norms(b))))
 
 
 @pytest.mark.parametrize("p", [0.5, 1, 2, 3, 4, 0, math.inf])
 def test_lemma_3_8_along_the_weights(p):
     """X_:j = W_j:^T / (||W_j:||_p ||W_j:||_2), Y_k: = W_:k^T / (||W_:k||_p ||W_:k||_2)."""
-    x = of_columns([[w / (norm(row, p) * norm(row, 2)) for w in row] for row in ROWS])  # (c, b)
+    x = matrix_of_columns([[w / (norm(row, p) * norm(row, 2)) for w in row] for row in ROWS])  # (c, b)
     y = [[w / (norm(column, p) * norm(column, 2)) for w in column] for column in COLUMNS]  # (c, b)
-    check(x, y, lp(WEIGHT, torch.ones(B), p=p, alpha=0.0))
+    assert_score_is_cost(x, y, lp(WEIGHT, torch.ones(B), p=p, alpha=0.0))
 
 
 @pytest.mark.parametrize("p", [0.5, 1, 2, 3, 4, 0, math.inf])
 def test_lemma_3_9_along_any_unit_vectors(p):
     u, v = (torch.nn.functional.normalize(torch.randn(length, generator=SEEDED), dim=0) for length in (7, 5))
-    x = of_columns([[float(e) / norm(row, p) for e in u] for row in ROWS])
+    x = matrix_of_columns([[float(e) / norm(row, p) for e in u] for row in ROWS])
     y = [[float(e) / norm(column, p) for e in v] for column in COLUMNS]
-    check(x, y, lp(WEIGHT, torch.ones(B), p=p, alpha=0.0))
+    assert_score_is_cost(x, y, lp(WEIGHT, torch.ones(B), p=p, alpha=0.0))
 
 
 @pytest.mark.parametrize("along", ["ones", "weights"])
-@pytest.mark.parametrize("how", ["each", "shared"])
-def test_lemma_3_10_on_what_was_sampled(how, along):
-    """X_:j is 1 on S_j, or the weights on it, made of length 1 / ||W_j:S_j||_1; Y_k: likewise. S_j is in 1 .. c."""
+@pytest.mark.parametrize("mode", ["each", "shared"])
+def test_lemma_3_10_on_what_was_sampled(mode, along):
+    """X_:j is 1 on S_j, or the weights there, scaled to length 1 / ||W_j:S_j||_1; Y_k: likewise. S_j is in 1 .. c."""
     tau = 2  # half of the shorter side
-    score = stochria(WEIGHT, torch.ones(B), torch.Generator().manual_seed(3), alpha=0.0, beta=0.5, draw=how)
-    again = torch.Generator().manual_seed(3)
-    # Ours draws for outputs first: of the b inputs for each k, then of the c outputs for each j.
+    score = stochria(WEIGHT, torch.ones(B), torch.Generator().manual_seed(3), alpha=0.0, beta=0.5, draw=mode)
+    generator = torch.Generator().manual_seed(3)
+    # `stochria` samples for outputs first: of the b inputs for each k, then of the c outputs for each j.
     in_column, in_row = (
-        draw((1 if how == "shared" else count, width), tau, again).expand(count, width).tolist()
+        draw((1 if mode == "shared" else count, width), tau, generator).expand(count, width).tolist()
         for count, width in ((C, B), (B, C))
     )
 
@@ -170,9 +172,9 @@ def test_lemma_3_10_on_what_was_sampled(how, along):
         direction = sampled if along == "weights" else [float(chosen) for chosen in drawn]
         return [e / (norm(direction, 2) * norm(sampled, 1)) for e in direction]
 
-    x = of_columns([vector(row, drawn) for row, drawn in zip(ROWS, in_row, strict=True)])
+    x = matrix_of_columns([vector(row, drawn) for row, drawn in zip(ROWS, in_row, strict=True)])
     y = [vector(column, drawn) for column, drawn in zip(COLUMNS, in_column, strict=True)]
-    check(x, y, score)
+    assert_score_is_cost(x, y, score)
     if along == "ones":  # the paper's 1 / (||W_j:S_j||_1 sqrt(tau)) on S_j
         total = sum(abs(w) for w, chosen in zip(ROWS[0], in_row[0], strict=True) if chosen)
         assert sorted(set(column_of(x, 0))) == pytest.approx([0.0, 1 / (total * math.sqrt(tau))])

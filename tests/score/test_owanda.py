@@ -15,8 +15,8 @@ def test_is_the_paper_formula_with_the_norms_of_the_outputs():
     moments = Moments(5, frozenset({"output_norm"}))
     moments.add(outputs)
     y = [oracle.norm(oracle.column_of(outputs.double().tolist(), i), 2) / 20**0.5 for i in range(5)]
-    want = torch.tensor(oracle.owanda(WEIGHT.double().tolist(), y))
-    assert_close(owanda(WEIGHT, moments.read("output_norm", "w")), want)
+    expected = torch.tensor(oracle.owanda(WEIGHT.double().tolist(), y))
+    assert_close(owanda(WEIGHT, moments.read("output_norm", "w")), expected)
 
 
 def test_a_silent_output_scores_zero_and_half_precision_scores_in_float32():

@@ -12,8 +12,8 @@ WEIGHT[:, 4] = 0.0
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
 def test_is_the_column_term_of_ria(alpha):
-    want = oracle.per_input(WEIGHT.double().tolist(), N.double().tolist(), alpha)
-    assert_close(per_input(WEIGHT, N, alpha=alpha), torch.tensor(want))
+    expected = oracle.per_input(WEIGHT.double().tolist(), N.double().tolist(), alpha)
+    assert_close(per_input(WEIGHT, N, alpha=alpha), torch.tensor(expected))
 
 
 def test_an_input_channel_of_any_scale_counts_alike():

@@ -12,8 +12,8 @@ WEIGHT[2] = 0.0
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
 def test_is_the_row_term_of_ria(alpha):
-    want = oracle.per_output(WEIGHT.double().tolist(), N.double().tolist(), alpha)
-    assert_close(per_output(WEIGHT, N, alpha=alpha), torch.tensor(want))
+    expected = oracle.per_output(WEIGHT.double().tolist(), N.double().tolist(), alpha)
+    assert_close(per_output(WEIGHT, N, alpha=alpha), torch.tensor(expected))
 
 
 def test_an_output_neuron_of_any_scale_counts_alike():

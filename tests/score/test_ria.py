@@ -18,8 +18,8 @@ WEIGHT, NORM = torch.randn(5, 8, generator=GENERATOR), torch.rand(8, generator=G
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.7, 1.0, 2.0])
 def test_is_the_paper_formula(alpha):
-    want = oracle.ria(WEIGHT.double().tolist(), NORM.double().tolist(), alpha)
-    assert_close(ria(WEIGHT, NORM, alpha=alpha), torch.tensor(want))
+    expected = oracle.ria(WEIGHT.double().tolist(), NORM.double().tolist(), alpha)
+    assert_close(ria(WEIGHT, NORM, alpha=alpha), torch.tensor(expected))
 
 
 def test_alpha_zero_is_ri_even_where_a_channel_is_silent():
@@ -47,7 +47,7 @@ def test_a_common_scale_of_the_inputs_changes_no_mask(pattern, seed, power):
 
 @given(st.permutations(range(8)), st.permutations(range(5)))
 @settings(max_examples=20, deadline=None)
-def test_moving_channels_and_rows_moves_the_score_along(columns, rows):
+def test_permuting_channels_and_rows_permutes_the_score(columns, rows):
     moved = ria(WEIGHT[rows][:, columns], NORM[columns])
     assert_close(moved, ria(WEIGHT, NORM)[rows][:, columns], rtol=1e-5, atol=0.0)
 

@@ -14,8 +14,8 @@ N, Y = torch.rand(8, generator=GENERATOR), torch.rand(5, generator=GENERATOR)
 
 @pytest.mark.parametrize("form", ["sum", "squared"])
 def test_is_the_paper_formula(form):
-    want = oracle.symwanda(WEIGHT.double().tolist(), N.double().tolist(), Y.double().tolist(), form)
-    assert_close(symwanda(WEIGHT, N, Y, form=form), torch.tensor(want))
+    expected = oracle.symwanda(WEIGHT.double().tolist(), N.double().tolist(), Y.double().tolist(), form)
+    assert_close(symwanda(WEIGHT, N, Y, form=form), torch.tensor(expected))
 
 
 def test_large_norms_are_squared_without_overflow():
@@ -23,7 +23,7 @@ def test_large_norms_are_squared_without_overflow():
     assert_close(score, torch.tensor([[5e20]]))
 
 
-def test_it_asks_for_both_sides_and_refuses_another_form():
+def test_it_requests_both_norms_and_refuses_another_form():
     assert Step("symwanda").bind("score").statistics == {"input_norm", "output_norm"}
     with pytest.raises(MethodError, match=r"steps\.score\.form"):
         Step("symwanda", {"form": "product"}).bind("score")

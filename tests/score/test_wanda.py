@@ -16,8 +16,8 @@ def test_is_the_paper_formula():
     weight, x = torch.randn(5, 7, generator=generator), torch.randn(20, 7, generator=generator)
     moments = Moments(7, frozenset({"input_norm"}))
     moments.add(x)
-    want = oracle.wanda(weight.double().tolist(), oracle.input_norm(x.double().tolist()))
-    assert_close(wanda(weight, moments.read("input_norm", "w")), torch.tensor(want))
+    expected = oracle.wanda(weight.double().tolist(), oracle.input_norm(x.double().tolist()))
+    assert_close(wanda(weight, moments.read("input_norm", "w")), torch.tensor(expected))
 
 
 def test_half_precision_weights_score_in_float32():
@@ -34,6 +34,6 @@ def test_a_common_scale_of_the_inputs_changes_no_mask(pattern, seed, power):
     assert torch.equal(keep_top(wanda(weight, norm), pattern), keep_top(wanda(weight, norm * 2.0**power), pattern))
 
 
-def test_a_silent_channel_goes_first():
+def test_a_silent_channel_is_pruned_first():
     mask = keep_top(wanda(torch.ones(3, 4), torch.tensor([1.0, 2.0, 0.0, 3.0])), Pattern(3, 4))
     assert mask.tolist() == [[True, True, False, True]] * 3

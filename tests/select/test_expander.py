@@ -17,7 +17,7 @@ from eggs_ptp.method.step import Step
 from eggs_ptp.select.expander import expander
 
 PATTERNS = [(2, 4), (4, 8), (1, 4), (3, 4), (2, 8), (1, 2), (3, 5), (1, 3), (5, 6)]
-READINGS: list[dict[str, Any]] = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"offset": "best"},
     {"diagonal": "staircase"},
@@ -33,10 +33,10 @@ READINGS: list[dict[str, Any]] = [
     {"alpha": 1.0, "diagonal": "best"},
 ]
 CASES = [
-    pytest.param(keep, group, reading, id=f"{keep}:{group}-{'-'.join(map(str, reading.values())) or 'paper'}")
+    pytest.param(keep, group, options, id=f"{keep}:{group}-{'-'.join(map(str, options.values())) or 'paper'}")
     for keep, group in PATTERNS
-    for reading in READINGS
-    if group % keep == 0 or not {"short", "block"} & set(map(str, reading.values()))
+    for options in OPTIONS
+    if group % keep == 0 or not {"short", "block"} & set(map(str, options.values()))
 ]
 KINDS = ("plain", "dead channels", "zero rows", "tied rows", "few levels", "all zero")
 Layer = tuple[Tensor, Tensor, Tensor]  # score, weight, input norm
@@ -61,7 +61,7 @@ def layer(kind: str, out: int, width: int, seed: int = 0) -> Layer:
     return score, weight, norm
 
 
-def literally(data: Layer) -> tuple[list[list[float]], list[list[float]], list[float]]:
+def as_lists(data: Layer) -> tuple[list[list[float]], list[list[float]], list[float]]:
     score, weight, norm = data
     return score.double().tolist(), weight.double().tolist(), norm.double().tolist()
 
@@ -77,12 +77,12 @@ def assert_invariants(mask: Tensor, score: Tensor, pattern: Pattern, B: int, hei
 
 
 def test_five_rows_by_hand() -> None:
-    """Row 2 matters most (all of it lies in group 0), then row 0; rows 1, 3, 4 tie with row 1's place first."""
+    """Row 2 matters most (all of it lies in group 0), then row 0; rows 1, 3, 4 tie and are sorted by index."""
     score = torch.tensor([[9.0, 8, 7, 6]] * 5)
     weight = torch.tensor(
         [[2.0, 0, 0, 0, 1, 1], [1, 0, 0, 0, 1, 1], [1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 1, 1]]
     )
-    noted = expander(
+    result = expander(
         torch.cat([score, torch.zeros(5, 4)], 1),
         torch.cat([weight, torch.zeros(5, 2)], 1),
         Pattern(2, 4),
@@ -90,7 +90,7 @@ def test_five_rows_by_hand() -> None:
         B=7,
     )
     # ascending RRI in group 0: rows 1, 3, 4 (1/3 each), 0 (1/2), 2 (1, left over)
-    assert noted.value[:, :4].tolist() == [
+    assert result.value[:, :4].tolist() == [
         [True, False, False, True],
         [True, True, False, False],
         [True, True, False, False],
@@ -98,52 +98,52 @@ def test_five_rows_by_hand() -> None:
         [False, False, True, True],
     ]
     # group 1: rows 2 (0), 0 (1/2), 1, 3, then 4 (2/3 each, left over); equal scores keep the higher columns
-    assert noted.value[:, 4:].tolist() == [
+    assert result.value[:, 4:].tolist() == [
         [False, True, True, False],
         [False, False, True, True],
         [True, True, False, False],
         [True, False, False, True],
         [False, False, True, True],
     ]
-    assert noted.facts == {"B": 1, "diagonal_rows": 4, "score_lost": pytest.approx((0 + 2 + 4 + 2) / 85)}
+    assert result.diagnostics == {"B": 1, "diagonal_rows": 4, "score_lost": pytest.approx((0 + 2 + 4 + 2) / 85)}
 
 
-@pytest.mark.parametrize(("keep", "group", "reading"), CASES)
-def test_it_is_the_literal_algorithm(keep: int, group: int, reading: dict[str, Any]) -> None:
-    height = group // keep if reading.get("block") == "short" else group
+@pytest.mark.parametrize(("keep", "group", "options"), CASES)
+def test_it_is_the_literal_algorithm(keep: int, group: int, options: dict[str, Any]) -> None:
+    height = group // keep if options.get("block") == "short" else group
     for kind in KINDS[:-1]:
         data = layer(kind, 3 * group + 2, 2 * group, seed=group)
         for B in (0, 1, 2, 99):
-            if reading.get("diagonal") == "best" and (group > 4 or B > 2):
+            if options.get("diagonal") == "best" and (group > 4 or B > 2):
                 continue  # the oracle lists every block
-            noted = expander(*data[:2], Pattern(keep, group), data[2], B=B, **reading)
-            wanted = oracle.with_blocks(*literally(data), keep, group, B, **reading)
+            result = expander(*data[:2], Pattern(keep, group), data[2], B=B, **options)
+            expected = oracle.with_blocks(*as_lists(data), keep, group, B, **options)
             used = min(B, len(data[0]) // height)
-            assert noted.facts["B"] == used
-            assert noted.facts["diagonal_rows"] == used * height
-            if reading.get("diagonal") != "best" or kind == "plain":
-                assert noted.value.tolist() == wanted, kind
-            score = literally(data)[0]
+            assert result.diagnostics["B"] == used
+            assert result.diagnostics["diagonal_rows"] == used * height
+            if options.get("diagonal") != "best" or kind == "plain":
+                assert result.value.tolist() == expected, kind
+            score = as_lists(data)[0]
             none = oracle.retained(score, oracle.by_group(score, keep, group))
-            lost = none - oracle.retained(score, wanted)
-            assert noted.facts["score_lost"] == pytest.approx(lost / none, rel=1e-9, abs=1e-14), kind
+            cost = none - oracle.retained(score, expected)
+            assert result.diagnostics["score_lost"] == pytest.approx(cost / none, rel=1e-9, abs=1e-14), kind
 
 
-@pytest.mark.parametrize(("keep", "group", "reading"), CASES)
-def test_invariants(keep: int, group: int, reading: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("keep", "group", "options"), CASES)
+def test_invariants(keep: int, group: int, options: dict[str, Any]) -> None:
     pattern = Pattern(keep, group)
-    height = group // keep if reading.get("block") == "short" else group
+    height = group // keep if options.get("block") == "short" else group
     for kind, out in itertools.product(KINDS, (max(1, height - 1), 3 * group + 1)):
         score, weight, norm = layer(kind, out, 3 * group)
         for B in (0, 1, 10**6, "auto"):
-            noted = expander(score, weight, pattern, norm, B=B, **reading)
-            used = noted.facts["B"]
+            result = expander(score, weight, pattern, norm, B=B, **options)
+            used = result.diagnostics["B"]
             assert isinstance(used, int)
             assert used == min(B, out // height) if B != "auto" else used <= out // height
-            assert_invariants(noted.value, score, pattern, used, height)
+            assert_invariants(result.value, score, pattern, used, height)
             if B == 0 or out < height:
-                assert torch.equal(noted.value, keep_top(score, pattern))
-                assert noted.facts == {"B": 0, "diagonal_rows": 0, "score_lost": 0.0}
+                assert torch.equal(result.value, keep_top(score, pattern))
+                assert result.diagnostics == {"B": 0, "diagonal_rows": 0, "score_lost": 0.0}
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,42 +153,44 @@ def test_invariants(keep: int, group: int, reading: dict[str, Any]) -> None:
     st.integers(1, 30),
     st.integers(1, 3),
     st.integers(0, 9),
-    st.sampled_from(READINGS),
+    st.sampled_from(OPTIONS),
     st.sampled_from(KINDS),
 )
-def test_any_pattern(seed, pattern, out, groups, B, reading, kind) -> None:
+def test_any_pattern(seed, pattern, out, groups, B, options, kind) -> None:
     keep, group = pattern
     data = layer(kind, out, groups * group, seed)
     try:
-        noted = expander(*data[:2], Pattern(keep, group), data[2], B=B, **reading)
+        result = expander(*data[:2], Pattern(keep, group), data[2], B=B, **options)
     except PatternError:
         assert group % keep
-        assert {"short", "block"} & set(map(str, reading.values()))
+        assert {"short", "block"} & set(map(str, options.values()))
         return
-    height = group // keep if reading.get("block") == "short" else group
-    assert_invariants(noted.value, data[0], Pattern(keep, group), B, height)
-    if reading.get("diagonal") != "best":
-        assert noted.value.tolist() == oracle.with_blocks(*literally(data), keep, group, B, **reading)
+    height = group // keep if options.get("block") == "short" else group
+    assert_invariants(result.value, data[0], Pattern(keep, group), B, height)
+    if options.get("diagonal") != "best":
+        assert result.value.tolist() == oracle.with_blocks(*as_lists(data), keep, group, B, **options)
 
 
 @pytest.mark.parametrize(("keep", "group"), [(2, 4), (4, 8), (1, 4)])
-@pytest.mark.parametrize("reading", [{}, {"diagonal": "best"}, {"diagonal": "forced"}, {"diagonal": "staircase"}])
+@pytest.mark.parametrize("options", [{}, {"diagonal": "best"}, {"diagonal": "forced"}, {"diagonal": "staircase"}])
 @pytest.mark.parametrize("loss", [0.0, 1e-4, 1e-3, 0.02, 1.0])
-def test_auto_takes_the_most_blocks_within_the_limit(keep, group, reading, loss) -> None:
+def test_auto_takes_the_most_blocks_within_the_limit(keep, group, options, loss) -> None:
     score, weight, norm = layer("plain", 30 * group + 1, 2 * group, seed=3)
     pattern = Pattern(keep, group)
-    auto = expander(score, weight, pattern, norm, B="auto", loss=loss, **reading)
-    used = auto.facts["B"]
+    auto = expander(score, weight, pattern, norm, B="auto", loss=loss, **options)
+    used = auto.diagnostics["B"]
     assert isinstance(used, int)
-    fixed = expander(score, weight, pattern, norm, B=used, **reading)
+    fixed = expander(score, weight, pattern, norm, B=used, **options)
     assert torch.equal(auto.value, fixed.value)
-    assert auto.facts == fixed.facts | {"score_lost": pytest.approx(fixed.facts["score_lost"], rel=1e-12)}
-    assert float(auto.facts["score_lost"]) <= loss
+    assert auto.diagnostics == fixed.diagnostics | {
+        "score_lost": pytest.approx(fixed.diagnostics["score_lost"], rel=1e-12)
+    }
+    assert float(auto.diagnostics["score_lost"]) <= loss
     if loss == 1.0:
         assert used == 30
     else:
         assert used < 30
-        assert float(expander(score, weight, pattern, norm, B=used + 1, **reading).facts["score_lost"]) > loss
+        assert float(expander(score, weight, pattern, norm, B=used + 1, **options).diagnostics["score_lost"]) > loss
 
 
 @pytest.mark.parametrize(("keep", "group"), [(2, 4), (3, 4), (2, 5)])
@@ -197,9 +199,9 @@ def test_auto_takes_the_most_blocks_within_the_limit(keep, group, reading, loss)
 def test_auto_is_the_literal_search(keep: int, group: int, diagonal: str, kind: str) -> None:
     data = layer(kind, 7 * group, 2 * group, seed=1)
     for loss in (0.003, 0.05):
-        noted = expander(*data[:2], Pattern(keep, group), data[2], B="auto", diagonal=diagonal, loss=loss)
+        result = expander(*data[:2], Pattern(keep, group), data[2], B="auto", diagonal=diagonal, loss=loss)
         if group <= 4 or diagonal != "best":
-            assert noted.facts["B"] == oracle.auto_blocks(*literally(data), keep, group, loss, diagonal=diagonal)
+            assert result.diagnostics["B"] == oracle.auto_blocks(*as_lists(data), keep, group, loss, diagonal=diagonal)
 
 
 def test_auto_depends_neither_on_its_stride_nor_on_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,12 +209,12 @@ def test_auto_depends_neither_on_its_stride_nor_on_its_memory(monkeypatch: pytes
     runs = []
     for stride, elements in ((4, 1 << 21), (1, 1 << 21), (100, 1 << 21), (7, 1)):
         monkeypatch.setattr("eggs_ptp.select.expander._FIRST_SPAN", stride)
-        monkeypatch.setattr("eggs_ptp.core.floor._ELEMENTS", elements)
+        monkeypatch.setattr("eggs_ptp.core.connection_floor._ELEMENTS", elements)
         runs += [expander(score, weight, Pattern(2, 4), norm, B=B, diagonal="best", loss=0.004) for B in ("auto", 50)]
     for run, first in zip(runs, runs[:2] * 4, strict=True):
         assert torch.equal(run.value, first.value)
-        assert run.facts["B"] == first.facts["B"]
-    assert 0 < runs[0].facts["B"] < 100
+        assert run.diagnostics["B"] == first.diagnostics["B"]
+    assert 0 < runs[0].diagnostics["B"] < 100
 
 
 @pytest.mark.parametrize("kind", ["plain", "tied rows", "zero rows"])
@@ -220,12 +222,12 @@ def test_importance_does_not_depend_on_how_rows_are_split(kind: str, monkeypatch
     score, weight, norm = layer(kind, 67, 16)
     for rri in ("activation", "weight", "score"):
         monkeypatch.undo()
-        whole = expander(score, weight, Pattern(2, 4), norm, B=3, rri=rri)
+        unsplit = expander(score, weight, Pattern(2, 4), norm, B=3, rri=rri)
         monkeypatch.setattr("eggs_ptp.core.rows._ELEMENTS", 16 * 5)
-        monkeypatch.setattr("eggs_ptp.select.expander._CACHED", 16 * 5)
-        parts = expander(score, weight, Pattern(2, 4), norm, B=3, rri=rri)
-        assert torch.equal(whole.value, parts.value)
-        assert whole.facts["score_lost"] == pytest.approx(parts.facts["score_lost"], rel=1e-12)
+        monkeypatch.setattr("eggs_ptp.select.expander._SCORES_PER_BATCH", 16 * 5)
+        split = expander(score, weight, Pattern(2, 4), norm, B=3, rri=rri)
+        assert torch.equal(unsplit.value, split.value)
+        assert unsplit.diagnostics["score_lost"] == pytest.approx(split.diagnostics["score_lost"], rel=1e-12)
 
 
 def test_the_readings_of_rri_order_rows_differently() -> None:
@@ -246,10 +248,10 @@ def test_the_readings_of_rri_order_rows_differently() -> None:
 
 def test_inputs_may_be_strided_and_are_left_alone() -> None:
     score, weight, norm = layer("plain", 24, 16)
-    wanted = expander(score, weight, Pattern(4, 8), norm, B=2, diagonal="best")
+    expected = expander(score, weight, Pattern(4, 8), norm, B=2, diagonal="best")
     copies = score.clone(), weight.clone()
     strided = expander(score.T.contiguous().T, weight.T.contiguous().T, Pattern(4, 8), norm, B=2, diagonal="best")
-    assert torch.equal(strided.value, wanted.value)
+    assert torch.equal(strided.value, expected.value)
     assert torch.equal(score, copies[0])
     assert torch.equal(weight, copies[1])
 
@@ -257,9 +259,9 @@ def test_inputs_may_be_strided_and_are_left_alone() -> None:
 def test_score_lost_of_a_matrix_without_scores_is_nothing() -> None:
     score, weight, norm = layer("all zero", 12, 8)
     for B in (2, "auto"):
-        noted = expander(score, weight, Pattern(2, 4), norm, B=B)
-        assert noted.facts["score_lost"] == 0.0
-        assert noted.facts["B"] == (2 if B == 2 else 3)
+        result = expander(score, weight, Pattern(2, 4), norm, B=B)
+        assert result.diagnostics["score_lost"] == 0.0
+        assert result.diagnostics["B"] == (2 if B == 2 else 3)
 
 
 def test_the_step_says_what_it_needs() -> None:
@@ -315,8 +317,8 @@ def test_undefined_readings_are_refused_even_without_blocks(pattern, options, er
 
 def test_blocks_cost_less_the_freer_they_are() -> None:
     score, weight, norm = layer("plain", 256, 64)
-    lost = {}
-    for name, options in {"circulant": {}, "turned": {"offset": "best"}, "best": {"diagonal": "best"}}.items():
-        lost[name] = float(expander(score, weight, Pattern(2, 4), norm, B=20, **options).facts["score_lost"])
-    assert 0 < lost["best"] < lost["turned"] < lost["circulant"]
-    assert math.isfinite(lost["circulant"])
+    cost = {}
+    for name, options in {"circulant": {}, "rotated": {"offset": "best"}, "best": {"diagonal": "best"}}.items():
+        cost[name] = float(expander(score, weight, Pattern(2, 4), norm, B=20, **options).diagnostics["score_lost"])
+    assert 0 < cost["best"] < cost["rotated"] < cost["circulant"]
+    assert math.isfinite(cost["circulant"])

@@ -26,45 +26,45 @@ def layer(out: int, width: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tenso
     return ria(weight, norm), weight, norm, gram
 
 
-def lost(weight: Tensor, mask: Tensor, gram: Tensor) -> float:
+def layer_loss(weight: Tensor, mask: Tensor, gram: Tensor) -> float:
     return float(oracle.losses(weight, weight * mask, oracle.damped(gram, 0.01)).sum())
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_auto_takes_the_number_of_blocks_that_loses_least(seed):
+def test_auto_takes_the_number_of_blocks_of_least_loss(seed):
     score, weight, norm, gram = layer(40, 32, seed=seed)
-    mask, facts = expander_loss(score, weight, TWO_OF_FOUR, norm, gram)
-    each = {B: expander_loss(score, weight, TWO_OF_FOUR, norm, gram, B=B).value for B in (0, 1, 2, 5, 10)}
-    losses = {B: lost(weight, found, gram) for B, found in each.items()}
+    mask, diagnostics = expander_loss(score, weight, TWO_OF_FOUR, norm, gram)
+    masks = {B: expander_loss(score, weight, TWO_OF_FOUR, norm, gram, B=B).value for B in (0, 1, 2, 5, 10)}
+    losses = {B: layer_loss(weight, candidate, gram) for B, candidate in masks.items()}
     best = next(B for B, more in pairwise(losses) if losses[more] >= losses[B])
-    assert facts["B"] == best
-    assert torch.equal(mask, each[best])
-    whole = lost(weight, torch.zeros_like(mask), gram)
-    assert facts["layer_loss"] == pytest.approx(losses[best] / whole, rel=1e-4)
-    assert facts["layer_loss_B0"] == pytest.approx(losses[0] / whole, rel=1e-4)
+    assert diagnostics["B"] == best
+    assert torch.equal(mask, masks[best])
+    total = layer_loss(weight, torch.zeros_like(mask), gram)
+    assert diagnostics["layer_loss"] == pytest.approx(losses[best] / total, rel=1e-4)
+    assert diagnostics["layer_loss_B0"] == pytest.approx(losses[0] / total, rel=1e-4)
 
 
 @pytest.mark.parametrize("pattern", [TWO_OF_FOUR, Pattern(1, 4), Pattern(3, 4), Pattern(4, 8)], ids=str)
 @pytest.mark.parametrize("B", [0, 1, 3, 100])
 def test_invariants(pattern, B):
     score, weight, norm, gram = layer(26, 16)
-    mask, facts = expander_loss(score, weight, pattern, norm, gram, B=B)
-    assert facts["B"] == min(B, 26 // pattern.group)
+    mask, diagnostics = expander_loss(score, weight, pattern, norm, gram, B=B)
+    assert diagnostics["B"] == min(B, 26 // pattern.group)
     assert satisfies(mask, pattern)
-    assert int(mask.sum(0).min()) >= facts["B"] * pattern.keep
+    assert int(mask.sum(0).min()) >= diagnostics["B"] * pattern.keep
     if not B:
         assert torch.equal(mask, keep_top(score, pattern))
 
 
-def test_diagonals_that_no_score_decides_are_expanders():
+def test_diagonals_that_depend_on_no_score_are_those_of_expander():
     score, weight, norm, gram = layer(24, 16)
     for options in ({"diagonal": "circulant"}, {"diagonal": "staircase", "block": "short"}, {"diagonal": "block"}):
-        ours = expander_loss(score, weight, TWO_OF_FOUR, norm, gram, B=2, **options).value
-        assert torch.equal(ours, expander(score, weight, TWO_OF_FOUR, norm, B=2, **options).value)
+        mask = expander_loss(score, weight, TWO_OF_FOUR, norm, gram, B=2, **options).value
+        assert torch.equal(mask, expander(score, weight, TWO_OF_FOUR, norm, B=2, **options).value)
 
 
-def test_a_block_takes_what_the_output_misses_least():
-    """One block, one group: of all 90 doubly regular blocks none loses less where inputs are independent."""
+def test_a_block_keeps_the_mask_of_least_output_error():
+    """One block, one group: with independent inputs none of the 90 doubly regular blocks loses less."""
     score, weight, norm, _ = layer(4, 4, seed=5)
     gram = norm.square().diag()
     mask, _ = expander_loss(score, weight, TWO_OF_FOUR, norm, gram, B=1, damping=0.0)

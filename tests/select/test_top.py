@@ -20,10 +20,10 @@ def test_the_group_decides_what_an_unstructured_mask_compares(count):
     assert len(set(by_layer.sum(1).tolist())) > 1
 
 
-def test_an_nm_mask_has_its_own_groups():
-    want = keep_top(SCORE, Pattern(2, 4))
+def test_an_nm_mask_ignores_the_options():
+    expected = keep_top(SCORE, Pattern(2, 4))
     for options in ({}, {"group": "layer"}, {"group": "block", "block_size": 6}, {"count": "original"}):
-        assert torch.equal(top(SCORE, Pattern(2, 4), **options), want)
+        assert torch.equal(top(SCORE, Pattern(2, 4), **options), expected)
 
 
 @pytest.mark.parametrize("count", ["exact", "original"])
@@ -42,5 +42,5 @@ def test_other_options_are_refused(options):
         Step("top", options).bind("select")
 
 
-def test_any_pattern_will_do():
+def test_any_pattern_is_accepted():
     assert Step("top").bind("select").patterns is None

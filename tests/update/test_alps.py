@@ -31,7 +31,7 @@ def fits(mask: Tensor, pattern: AnyPattern) -> bool:
 
 
 def admm(weight: Tensor, gram: Tensor, kept: int, group: int, rounds: int) -> tuple[Tensor, Tensor]:
-    """ADMM of one row (in,), float64, with the inverse taken anew for each rho."""
+    """ADMM of one row (in,), float64, with the inverse computed again for each rho."""
     hessian = oracle.damped(gram, 0.01)
     scale = hessian.diagonal().sqrt()
     unit, w, eye = hessian / torch.outer(scale, scale), weight.double() * scale, torch.eye(len(gram)).double()
@@ -41,22 +41,22 @@ def admm(weight: Tensor, gram: Tensor, kept: int, group: int, rounds: int) -> tu
         chosen = torch.zeros(len(x), dtype=torch.bool)
         for low in range(0, len(x), group):
             sets = combinations(range(low, low + group), kept)
-            chosen[list(max(sets, key=lambda places: float(x[list(places)].abs().sum())))] = True
+            chosen[list(max(sets, key=lambda columns: float(x[list(columns)].abs().sum())))] = True
         return chosen
 
-    seen = project(w)
-    for turn in range(1, rounds + 1):
+    previous = project(w)
+    for iteration in range(1, rounds + 1):
         x = (w @ unit - v + rho * d) @ torch.linalg.inv(unit + rho * eye)
         support = project(x + v / rho)
         d = (x + v / rho) * support
         v = v + rho * (x - d)
-        if turn % 3 == 0:
-            moved = int((support != seen).sum())
+        if iteration % 3 == 0:
+            moved = int((support != previous).sum())
             if not moved:
                 break
             share = moved / (len(w) * kept / group)
             rho *= 1.3 if share >= 0.1 else 1.2 if share >= 0.005 else 1.1
-            seen = support
+            previous = support
     return support, hessian
 
 
@@ -67,10 +67,12 @@ def test_it_is_admm_as_in_the_paper_then_the_dense_solution_on_the_support(kept,
     start = keep_top(weight.abs() * gram.diagonal().add(0.01 * gram.diagonal().mean()).sqrt(), Pattern(kept, group))
     for i, row in enumerate(weight):
         support, hessian = admm(row, gram, kept, group, 300)
-        ends = [oracle.on_support(row[None], found[None], hessian) for found in (start[i], support)]
-        best = min(float(oracle.losses(row[None], end, hessian)) for end in ends)
+        solutions = [
+            oracle.on_support(row[None], candidate_mask[None], hessian) for candidate_mask in (start[i], support)
+        ]
+        best = min(float(oracle.losses(row[None], solution, hessian)) for solution in solutions)
         assert float(losses(row[None], updated[i : i + 1], gram)) == pytest.approx(best, rel=1e-3)
-        assert any(torch.equal(mask[i], found) for found in (start[i], support))
+        assert any(torch.equal(mask[i], candidate_mask) for candidate_mask in (start[i], support))
 
 
 def test_it_comes_close_to_the_best_of_all_masks():
@@ -81,9 +83,9 @@ def test_it_comes_close_to_the_best_of_all_masks():
     updated, mask = alps(weight, None, Pattern(2, 4), gram, iterations=100)
     magnitude = keep_top(weight.abs() * hessian.diagonal().float().sqrt(), Pattern(2, 4))
     simple = float(losses(weight, oracle.on_support(weight, magnitude, hessian), gram).sum())
-    found = float(losses(weight, updated, gram).sum())
-    assert best * 0.999 <= found
-    assert found - best < 0.5 * (simple - best)
+    alps_loss = float(losses(weight, updated, gram).sum())
+    assert best * 0.999 <= alps_loss
+    assert alps_loss - best < 0.5 * (simple - best)
     assert_close(updated, oracle.on_support(weight, mask, hessian).float(), rtol=1e-2, atol=1e-2)
 
 
@@ -102,29 +104,31 @@ def test_it_never_loses_more_than_exact_least_squares_on_its_start(
     pattern, groups, out, tokens, dead, given_mask, rounds, seed
 ):
     weight, gram = layer(out, 8 * groups, tokens=tokens, seed=seed)
-    silent = [j for j in dead if j < len(gram)]
-    gram[silent], gram[:, silent] = 0.0, 0.0
+    zero_channels = [j for j in dead if j < len(gram)]
+    gram[zero_channels], gram[:, zero_channels] = 0.0, 0.0
     score = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed))
     if not given_mask:
         score = weight.abs() * oracle.damped(gram, 0.01).diagonal().float().sqrt()
     start = keep_top(score, pattern)
     updated, mask = alps(weight, start if given_mask else None, pattern, gram, rounds=rounds)
     plain, _ = pcg(weight, start, gram)
-    size = losses(weight, torch.zeros_like(weight), gram)
-    assert (losses(weight, updated, gram) <= losses(weight, plain, gram) + 1e-5 * size).all()
+    scale = losses(weight, torch.zeros_like(weight), gram)
+    assert (losses(weight, updated, gram) <= losses(weight, plain, gram) + 1e-5 * scale).all()
     assert fits(mask, pattern)
     assert (updated[~mask] == 0).all()
-    assert torch.equal(updated[:, silent], (weight * mask)[:, silent])
+    assert torch.equal(updated[:, zero_channels], (weight * mask)[:, zero_channels])
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_it_loses_less_than_sparsegpt(pattern):
     weight, gram = layer(24, 64, tokens=1000)
     updated, _ = alps(weight, None, pattern, gram)
-    swept, mask = sparsegpt(weight, None, pattern, gram)
+    sparsegpt_weight, mask = sparsegpt(weight, None, pattern, gram)
     exact, _ = pcg(weight, mask, gram)
-    ours, theirs, solved = (losses(weight, found, gram).sum() for found in (updated, swept, exact))
-    assert ours < solved < theirs
+    alps_loss, sparsegpt_loss, solved_loss = (
+        losses(weight, candidate, gram).sum() for candidate in (updated, sparsegpt_weight, exact)
+    )
+    assert alps_loss < solved_loss < sparsegpt_loss
 
 
 def test_rounds_and_rho_matter_and_a_given_mask_is_only_a_start():
@@ -162,7 +166,7 @@ def test_half_precision_weights_are_solved_in_float32_and_only_read():
     assert torch.equal(gram, copies[1])
 
 
-def test_a_matrix_too_wide_is_refused_or_gets_what_was_asked_for_instead():
+def test_a_matrix_too_wide_is_refused_or_pruned_by_sparsegpt():
     weight, gram = layer(6, 32)
     with pytest.raises(MethodError, match=r"32 input features.*steps\.update\.widest = 31"):
         alps(weight, None, Pattern(2, 4), gram, widest=31)
@@ -176,7 +180,7 @@ def test_a_matrix_too_wide_is_refused_or_gets_what_was_asked_for_instead():
     assert torch.equal(instead, pcg(weight, start, gram)[0])
 
 
-def test_what_it_cannot_do_is_refused():
+def test_impossible_arguments_are_refused():
     weight, gram = layer(2, 10)
     with pytest.raises(PatternError, match="groups of 4"):
         alps(weight, None, Pattern(2, 4), gram)
@@ -197,7 +201,7 @@ def test_the_scale_of_the_inputs_changes_nothing():
     assert torch.equal(plain[1], tiny[1])
 
 
-def test_eigenvalues_that_are_not_found_are_an_error_of_ours(monkeypatch):
+def test_a_failed_eigendecomposition_is_a_numerics_error(monkeypatch):
     def fails(_: Tensor) -> None:
         raise torch.linalg.LinAlgError("did not converge")
 

@@ -8,8 +8,8 @@ from oracles import least_squares as oracle
 from torch import Tensor
 
 from eggs_ptp.core.mask import keep_top, satisfies
-from eggs_ptp.core.noted import Noted
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.step_result import StepResult
 from eggs_ptp.errors import MethodError, PatternError
 from eggs_ptp.method.step import Step
 from eggs_ptp.update.alps import alps
@@ -29,7 +29,7 @@ def layer(out: int, width: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tenso
     return weight, keep_top(weight.abs(), TWO_OF_FOUR), x.T @ x / len(x)
 
 
-def total(weight: Tensor, updated: Tensor, gram: Tensor) -> float:
+def layer_loss(weight: Tensor, updated: Tensor, gram: Tensor) -> float:
     return float(oracle.losses(weight, updated, oracle.damped(gram, 0.01)).sum())
 
 
@@ -40,32 +40,32 @@ def test_every_input_keeps_its_connections(pattern, diagonal, B):
     weight, _, gram = layer(26, 16)
     weight[:, 5] *= 1e-6  # an input that no mask would keep
     mask = keep_top(weight.abs(), pattern)
-    (updated, found), facts = connect(weight, mask, None, pattern, gram, B=B, diagonal=diagonal)
+    (updated, connected), diagnostics = connect(weight, mask, None, pattern, gram, B=B, diagonal=diagonal)
     used = min(B, 26 // pattern.group)
-    assert facts["B"] == used
-    assert facts["diagonal_rows"] == used * pattern.group
-    assert satisfies(found, pattern)
-    assert int(found.sum(0).min()) >= used * pattern.keep
+    assert diagnostics["B"] == used
+    assert diagnostics["diagonal_rows"] == used * pattern.group
+    assert satisfies(connected, pattern)
+    assert int(connected.sum(0).min()) >= used * pattern.keep
     assert int(mask[:, 5].sum()) == 0
-    assert not updated[~found].any()
+    assert not updated[~connected].any()
     if not used:
-        assert torch.equal(found, mask)
+        assert torch.equal(connected, mask)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_auto_takes_the_number_of_blocks_that_loses_least(seed):
+def test_auto_takes_the_number_of_blocks_of_least_loss(seed):
     weight, mask, gram = layer(32, 24, seed=seed)
     thorough = {"iterations": 60}
-    found = connect(weight, mask, None, TWO_OF_FOUR, gram, B="auto", **thorough)
-    each = {B: connect(weight, mask, None, TWO_OF_FOUR, gram, B=B, **thorough) for B in (0, 1, 2, 5, 8)}
-    lost = {B: total(weight, one.value[0], gram) for B, one in each.items()}
-    assert lost[1] < lost[0]  # of a magnitude mask the blocks are an improvement
-    best = next(B for B, more in pairwise(lost) if lost[more] >= lost[B])
-    assert found.facts["B"] == best
-    assert torch.equal(found.value[1], each[best].value[1])
-    whole = total(weight, torch.zeros_like(weight), gram)
-    assert found.facts["layer_loss"] == pytest.approx(lost[best] / whole, rel=1e-3)
-    assert found.facts["layer_loss_B0"] == pytest.approx(lost[0] / whole, rel=1e-3)
+    result = connect(weight, mask, None, TWO_OF_FOUR, gram, B="auto", **thorough)
+    results = {B: connect(weight, mask, None, TWO_OF_FOUR, gram, B=B, **thorough) for B in (0, 1, 2, 5, 8)}
+    losses = {B: layer_loss(weight, candidate.value[0], gram) for B, candidate in results.items()}
+    assert losses[1] < losses[0]  # the blocks improve a magnitude mask
+    best = next(B for B, next_B in pairwise(losses) if losses[next_B] >= losses[B])
+    assert result.diagnostics["B"] == best
+    assert torch.equal(result.value[1], results[best].value[1])
+    total_loss = layer_loss(weight, torch.zeros_like(weight), gram)
+    assert result.diagnostics["layer_loss"] == pytest.approx(losses[best] / total_loss, rel=1e-3)
+    assert result.diagnostics["layer_loss_B0"] == pytest.approx(losses[0] / total_loss, rel=1e-3)
 
 
 @given(seed=st.integers(0, 99), out=st.integers(1, 30), groups=st.integers(1, 6), after=st.sampled_from("ams"))
@@ -75,29 +75,29 @@ def test_auto_never_loses_more_than_the_same_without_blocks(seed, out, groups, a
     start = None
     if after != "m":
         start, mask = (alps if after == "a" else sparsegpt)(weight, None, TWO_OF_FOUR, gram)
-    found = connect(weight, mask, start, TWO_OF_FOUR, gram)
+    result = connect(weight, mask, start, TWO_OF_FOUR, gram)
     without, _ = pcg(weight, mask, gram, start)
-    after_all, _ = pcg(weight, found.value[1], gram, found.value[0])
-    assert found.facts["layer_loss"] <= found.facts["layer_loss_B0"]
-    size = total(weight, torch.zeros_like(weight), gram)
-    assert total(weight, after_all, gram) <= total(weight, without, gram) + 2e-3 * size
-    assert satisfies(found.value[1], TWO_OF_FOUR)
+    solved_again, _ = pcg(weight, result.value[1], gram, result.value[0])
+    assert result.diagnostics["layer_loss"] <= result.diagnostics["layer_loss_B0"]
+    scale = layer_loss(weight, torch.zeros_like(weight), gram)
+    assert layer_loss(weight, solved_again, gram) <= layer_loss(weight, without, gram) + 2e-3 * scale
+    assert satisfies(result.value[1], TWO_OF_FOUR)
 
 
-def test_no_blocks_are_wanted_where_each_row_has_the_best_mask_there_is():
+def test_no_blocks_are_added_where_each_row_has_the_best_mask():
     weight, _, gram = layer(8, 8, seed=3)
     hessian = oracle.damped(gram, 0.01)
     masks = oracle.group_masks(2, 4, 2)
     best = []
     for row in weight:
-        lost = [oracle.losses(row[None], oracle.on_support(row[None], m[None], hessian), hessian) for m in masks]
-        best.append(masks[int(torch.cat(lost).argmin())])
-    found = connect(weight, torch.stack(best), None, TWO_OF_FOUR, gram, iterations=60)
-    assert found.facts["B"] == 0
-    assert torch.equal(found.value[1], torch.stack(best))
+        losses = [oracle.losses(row[None], oracle.on_support(row[None], m[None], hessian), hessian) for m in masks]
+        best.append(masks[int(torch.cat(losses).argmin())])
+    result = connect(weight, torch.stack(best), None, TWO_OF_FOUR, gram, iterations=60)
+    assert result.diagnostics["B"] == 0
+    assert torch.equal(result.value[1], torch.stack(best))
 
 
-def test_it_goes_on_from_the_weights_before_it():
+def test_it_starts_from_the_given_weights():
     weight, mask, gram = layer(12, 16)
     solved, _ = pcg(weight, mask, gram, iterations=100, tolerance=0.0)
     (updated, _), _ = connect(weight, mask, solved, TWO_OF_FOUR, gram, B=0)
@@ -106,13 +106,13 @@ def test_it_goes_on_from_the_weights_before_it():
 
 def test_fewer_rows_than_a_block_have_no_blocks():
     weight, mask, gram = layer(3, 8)
-    found = connect(weight, mask, None, TWO_OF_FOUR, gram)
-    assert isinstance(found, Noted)
-    assert found.facts["B"] == 0
-    assert torch.equal(found.value[1], mask)
+    result = connect(weight, mask, None, TWO_OF_FOUR, gram)
+    assert isinstance(result, StepResult)
+    assert result.diagnostics["B"] == 0
+    assert torch.equal(result.value[1], mask)
 
 
-def test_what_is_given_is_only_read():
+def test_arguments_are_not_modified():
     weight, mask, gram = layer(8, 16)
     start = weight * mask
     copies = weight.clone(), mask.clone(), start.clone(), gram.clone()
@@ -120,16 +120,16 @@ def test_what_is_given_is_only_read():
     assert all(torch.equal(*pair) for pair in zip((weight, mask, start, gram), copies, strict=True))
 
 
-def test_channels_that_never_fired_are_no_error():
+def test_channels_that_are_always_zero_are_accepted():
     weight, mask, gram = layer(8, 16)
     gram[:, 3], gram[3] = 0.0, 0.0
     for damping in (0.0, 0.01):
-        (updated, found), _ = connect(weight, mask, None, TWO_OF_FOUR, gram, B=1, damping=damping)
+        (updated, connected), _ = connect(weight, mask, None, TWO_OF_FOUR, gram, B=1, damping=damping)
         assert torch.isfinite(updated).all()
-        assert satisfies(found, TWO_OF_FOUR)
+        assert satisfies(connected, TWO_OF_FOUR)
 
 
-def test_what_it_cannot_do_is_said():
+def test_impossible_arguments_are_refused():
     weight, mask, gram = layer(8, 16)
     with pytest.raises(MethodError, match=r"steps\.select"):
         connect(weight, None, None, TWO_OF_FOUR, gram)

@@ -1,4 +1,4 @@
-"""GPTQ on kept weights: the paper's sweep, passes that never lose, and weights that lie on the grid of packing."""
+"""GPTQ on kept weights: the paper's sweep, passes that never lose, and weights on the quantisation grid of packing."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,10 @@ from oracles import grid as oracle
 from oracles import least_squares
 from oracles.packing import same_bits
 
-from eggs_ptp.core.grid import GRIDS, scales_of
 from eggs_ptp.core.mask import keep_top
-from eggs_ptp.core.pack import floats, pack, quantise
+from eggs_ptp.core.pack import kept_values, pack, quantise
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.quantisation import GRIDS, compute_scales
 from eggs_ptp.errors import MethodError, NumericsError
 from eggs_ptp.method.catalogue import find_method
 from eggs_ptp.method.step import Step
@@ -30,32 +30,33 @@ def problem(out=6, width=32, pattern=Pattern(2, 4), tokens=200, seed=0):  # noqa
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
 @pytest.mark.parametrize("damping", [0.01, 0.5])
-def test_the_sweep_is_the_papers(values, damping):
+def test_the_sweep_is_that_of_the_paper(values, damping):
     weight, mask, gram = problem()
-    got, _ = gptq(weight, mask, Pattern(2, 4), gram, values=values, damping=damping, passes=0)
-    top, begin = GRIDS[values].top, torch.where(mask, weight, 0.0)
-    scale = scales_of(got, got.shape[1])  # its choice is tested below; given it, the sweep is determined
-    step = (scale / top).expand_as(weight).double().numpy()
+    quantised, _ = gptq(weight, mask, Pattern(2, 4), gram, values=values, damping=damping, passes=0)
+    max_level, begin = GRIDS[values].max_level, torch.where(mask, weight, 0.0)
+    # How it is chosen is tested below; given the scale, the sweep is determined.
+    scale = compute_scales(quantised, quantised.shape[1])
+    step = (scale / max_level).expand_as(weight).double().numpy()
     peak = torch.zeros_like(mask).scatter_(1, begin.abs().argmax(1, keepdim=True), True).numpy()
     hessian = least_squares.damped(gram, damping)
-    expected = oracle.swept(begin.numpy(), mask.numpy(), np.asarray(hessian), step, peak, top)
-    apart = np.abs(got.double().numpy() - expected) > 0.5 * step
-    assert apart.mean() < 0.02  # a weight halfway between two numbers may fall to the other side in float32
-    assert (got == 0)[~mask].all()
+    expected = oracle.quantised_columns(begin.numpy(), mask.numpy(), np.asarray(hessian), step, peak, max_level)
+    differs = np.abs(quantised.double().numpy() - expected) > 0.5 * step
+    assert differs.mean() < 0.02  # a weight halfway between two numbers may fall to the other side in float32
+    assert (quantised == 0)[~mask].all()
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
 def test_after_enough_passes_no_single_weight_can_do_better(values):
     weight, mask, gram = problem(out=3)
-    got, _ = gptq(weight, mask, Pattern(2, 4), gram, values=values, damping=0.1, passes=100)
-    top, begin = GRIDS[values].top, torch.where(mask, weight, 0.0).double().numpy()
-    found, hessian = got.double().numpy(), np.asarray(least_squares.damped(gram, 0.1))
+    quantised, _ = gptq(weight, mask, Pattern(2, 4), gram, values=values, damping=0.1, passes=100)
+    max_level, begin = GRIDS[values].max_level, torch.where(mask, weight, 0.0).double().numpy()
+    quantised_array, hessian = quantised.double().numpy(), np.asarray(least_squares.damped(gram, 0.1))
     for i in range(3):
-        scale = np.abs(found[i]).max()
+        scale = np.abs(quantised_array[i]).max()
         for j in np.flatnonzero(mask[i].numpy()):
-            if abs(found[i, j]) < scale:
-                best = oracle.best_of_each(found, begin, hessian, i, j, scale / top, top)
-                assert found[i, j] == pytest.approx(best, rel=1e-6, abs=1e-9)
+            if abs(quantised_array[i, j]) < scale:
+                best = oracle.best_grid_value(quantised_array, begin, hessian, i, j, scale / max_level, max_level)
+                assert quantised_array[i, j] == pytest.approx(best, rel=1e-6, abs=1e-9)
 
 
 @given(
@@ -75,10 +76,10 @@ def test_passes_never_raise_the_loss(out, groups, pattern, values, damping, dead
     begin, hessian = torch.where(mask, weight, 0.0), least_squares.damped(gram, damping)
     before = float("inf")
     for passes in (0, 1, 2, 8):
-        got, same = gptq(weight, mask, pattern, gram, values=values, damping=damping, passes=passes)
-        assert same is mask
-        assert torch.isfinite(got).all()
-        loss = float(np.sum(np.asarray(least_squares.losses(begin, got, hessian))))
+        quantised, returned_mask = gptq(weight, mask, pattern, gram, values=values, damping=damping, passes=passes)
+        assert returned_mask is mask
+        assert torch.isfinite(quantised).all()
+        loss = float(np.sum(np.asarray(least_squares.losses(begin, quantised, hessian))))
         assert loss <= before * (1 + 1e-5) + 1e-9
         before = loss
 
@@ -89,10 +90,10 @@ def test_passes_never_raise_the_loss(out, groups, pattern, values, damping, dead
 def test_packing_with_the_same_values_changes_no_bit(values, pattern, start):
     weight, mask, gram = problem(9, 288, pattern)
     begin = pcg(weight, mask, gram)[0] if start else None
-    got, _ = gptq(weight, mask, pattern, gram, begin, values=values)
+    quantised, _ = gptq(weight, mask, pattern, gram, begin, values=values)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        packed = pack(got.to(dtype), pattern)
-        assert same_bits(floats(quantise(packed, values)), packed.values)
+        packed = pack(quantised.to(dtype), pattern)
+        assert same_bits(kept_values(quantise(packed, values)), packed.values)
 
 
 @pytest.mark.parametrize(("values", "least"), [("int8", 1.0), ("int4", 1.15)])
@@ -101,21 +102,21 @@ def test_it_beats_rounding_to_the_nearest(values, least):
     weight, mask, gram = problem(32, 256, pattern, tokens=2000)
     begin, _ = pcg(weight, mask, gram, iterations=50)
     nearest = quantise(pack(begin, pattern), values)
-    rounded = torch.zeros_like(begin).masked_scatter_(mask, floats(nearest))
+    rounded = torch.zeros_like(begin).masked_scatter_(mask, kept_values(nearest))
     hessian = least_squares.damped(gram, 0.01)
     excess = [
-        float(np.sum(np.asarray(least_squares.losses(begin, other, hessian))))
-        for other in (rounded, gptq(weight, mask, pattern, gram, begin, values=values)[0])
+        float(np.sum(np.asarray(least_squares.losses(begin, candidate, hessian))))
+        for candidate in (rounded, gptq(weight, mask, pattern, gram, begin, values=values)[0])
     ]
     assert excess[0] > least * excess[1]
 
 
-def test_groups_of_int4_have_scales_of_their_own():
+def test_each_group_of_int4_has_its_own_scale():
     pattern = Pattern(2, 4)
     weight, mask, gram = problem(4, 256, pattern, tokens=2000)
     weight[:, 128:] *= 1000
-    got, _ = gptq(weight, mask, pattern, gram, values="int4")
-    scales = scales_of(pack(got, pattern).values, 64)
+    quantised, _ = gptq(weight, mask, pattern, gram, values="int4")
+    scales = compute_scales(pack(quantised, pattern).values, 64)
     assert scales.shape == (4, 2)
     assert bool((scales[:, 1] > 100 * scales[:, 0]).all())
     assert same_bits(scales.bfloat16().float(), scales)
@@ -127,14 +128,14 @@ def test_rows_of_zeros_stay_zero():
     assert not gptq(weight, mask, Pattern(2, 4), gram)[0][1].any()
 
 
-def test_it_is_appended_to_the_update_steps_that_are_there():
+def test_it_is_appended_to_the_update_steps_of_a_method():
     before = find_method("eggs+").bind().steps["update"].name
     assert find_method("eggs++gptq").bind().steps["update"].name == f"{before}+gptq"
     assert find_method("sparsegpt+gptq").bind().steps["update"].name == "sparsegpt+gptq"
     assert Step("gptq").bind("update").patterns is Pattern
 
 
-def test_what_it_cannot_do_is_said():
+def test_impossible_arguments_are_refused():
     weight, mask, gram = problem()
     with pytest.raises(MethodError, match="gptq quantises the weights of a given mask, and there is none"):
         gptq(weight, None, Pattern(2, 4), gram)

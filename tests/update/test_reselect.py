@@ -26,15 +26,15 @@ def test_no_round_raises_any_rows_loss(seed, out, groups, pattern):
     weight, gram = layer(out, 8 * groups, seed=seed)
     mask = keep_top(weight.abs(), pattern)
     hessian = oracle.damped(gram, 0.01)
-    size = oracle.losses(weight, torch.zeros_like(weight), hessian)
+    scale = oracle.losses(weight, torch.zeros_like(weight), hessian)
     before = oracle.losses(weight, pcg(weight, mask, gram, iterations=10)[0], hessian)
     for rounds in (0, 1, 2, 5):
-        updated, found = reselect(weight, mask, None, pattern, gram, rounds=rounds)
+        updated, reselected = reselect(weight, mask, None, pattern, gram, rounds=rounds)
         after = oracle.losses(weight, updated, hessian)
-        assert (after <= before + 5e-5 * size).all()
-        assert not updated[~found].any()
-        assert torch.equal(found.sum(1), mask.sum(1))
-        assert not isinstance(pattern, Pattern) or satisfies(found, pattern)
+        assert (after <= before + 5e-5 * scale).all()
+        assert not updated[~reselected].any()
+        assert torch.equal(reselected.sum(1), mask.sum(1))
+        assert not isinstance(pattern, Pattern) or satisfies(reselected, pattern)
         before = after
 
 
@@ -47,16 +47,16 @@ def test_it_finds_better_masks():
     assert after < 0.8 * before
 
 
-def test_a_diagonal_gram_is_settled_at_once_by_weight_times_norm():
+def test_with_a_diagonal_gram_one_round_gives_the_mask_of_weight_times_norm():
     weight, _ = layer(6, 16)
     gram = torch.rand(16, generator=torch.Generator().manual_seed(1)).add(0.1).diag()
     start = keep_top(torch.rand(6, 16, generator=torch.Generator().manual_seed(2)), Pattern(2, 4))
-    updated, found = reselect(weight, start, None, Pattern(2, 4), gram, rounds=1, damping=0.0)
-    assert torch.equal(found, keep_top(weight.abs() * gram.diagonal().sqrt(), Pattern(2, 4)))
-    torch.testing.assert_close(updated, weight * found)
+    updated, reselected = reselect(weight, start, None, Pattern(2, 4), gram, rounds=1, damping=0.0)
+    assert torch.equal(reselected, keep_top(weight.abs() * gram.diagonal().sqrt(), Pattern(2, 4)))
+    torch.testing.assert_close(updated, weight * reselected)
 
 
-def test_it_goes_on_from_the_weights_before_it():
+def test_it_starts_from_the_given_weights():
     weight, gram = layer(8, 16)
     mask = keep_top(weight.abs(), Pattern(2, 4))
     solved, _ = pcg(weight, mask, gram, iterations=200, tolerance=0.0)
@@ -71,7 +71,7 @@ def test_fewer_tokens_raise_the_damping():
     assert torch.equal(few, reselect(weight, mask, None, Pattern(2, 4), gram, damping=0.32)[0])
 
 
-def test_what_is_given_is_only_read():
+def test_arguments_are_not_modified():
     weight, gram = layer(8, 16)
     mask = keep_top(weight.abs(), Pattern(2, 4))
     copies = weight.clone(), mask.clone(), gram.clone()

@@ -28,52 +28,52 @@ def loss(weight: Tensor, updated: Tensor, gram: Tensor) -> float:
 
 @pytest.mark.parametrize(("kept", "group"), PATTERNS)
 @pytest.mark.parametrize("damping", [0.01, 0.3])
-def test_groups_are_chosen_and_made_up_for_as_in_the_paper(kept, group, damping):
+def test_groups_are_chosen_and_compensated_as_in_the_paper(kept, group, damping):
     weight, gram = layer(6, 2 * group + group * (group < 9))
     updated, mask = sparsegpt(weight, None, Pattern(kept, group), gram, damping=damping)
-    want, want_mask = oracle.by_group(*doubles(weight), kept, group, *doubles(gram), damping)
-    assert torch.equal(mask, torch.from_numpy(want_mask))
-    assert_close(updated, torch.from_numpy(want).float(), rtol=1e-4, atol=1e-4)
+    expected, expected_mask = oracle.by_group(*doubles(weight), kept, group, *doubles(gram), damping)
+    assert torch.equal(mask, torch.from_numpy(expected_mask))
+    assert_close(updated, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("block", [1, 5, 8, 12, 50])
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
-def test_blocks_are_chosen_and_made_up_for_as_in_the_paper(block, sparsity):
+def test_blocks_are_chosen_and_compensated_as_in_the_paper(block, sparsity):
     weight, gram = layer(5, 21)
     updated, mask = sparsegpt(weight, None, Unstructured(sparsity), gram, block_size=block)
     ends = [min(stop, 21) for stop in range(block, 21 + block, block)]
     counts = np.diff([round(round(5 * stop * sparsity, 9)) for stop in [0, *ends]]).tolist()
-    want, want_mask = oracle.by_block(*doubles(weight), counts, block, *doubles(gram), 0.01)
-    assert torch.equal(mask, torch.from_numpy(want_mask))
-    assert_close(updated, torch.from_numpy(want).float(), rtol=1e-4, atol=1e-4)
+    expected, expected_mask = oracle.by_block(*doubles(weight), counts, block, *doubles(gram), 0.01)
+    assert torch.equal(mask, torch.from_numpy(expected_mask))
+    assert_close(updated, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
 def test_in_float64_it_is_the_paper_to_the_last_digits(pattern):
     weight, gram = layer(40, 48)
     updated, mask = sparsegpt(weight, None, pattern, gram.double())
-    want, want_mask = oracle.by_group(*doubles(weight), pattern.keep, pattern.group, *doubles(gram), 0.01)
-    assert torch.equal(mask, torch.from_numpy(want_mask))
-    assert_close(updated, torch.from_numpy(want), rtol=1e-10, atol=1e-10)
+    expected, expected_mask = oracle.by_group(*doubles(weight), pattern.keep, pattern.group, *doubles(gram), 0.01)
+    assert torch.equal(mask, torch.from_numpy(expected_mask))
+    assert_close(updated, torch.from_numpy(expected), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 9, 37])
-def test_a_given_mask_is_kept_and_made_up_for(width):
+def test_a_given_mask_is_kept_and_compensated(width):
     weight, gram = layer(4, width)
     given_mask = torch.rand(4, width, generator=torch.Generator().manual_seed(1)) > 0.5
     for block in (1, 128):
         updated, mask = sparsegpt(weight, given_mask, Unstructured(0.5), gram, block_size=block)
         assert torch.equal(mask, given_mask)
-        want = oracle.with_mask(*doubles(weight), given_mask.numpy(), *doubles(gram), 0.01)
-        assert_close(updated, torch.from_numpy(want).float(), rtol=1e-4, atol=1e-4)
+        expected = oracle.with_mask(*doubles(weight), given_mask.numpy(), *doubles(gram), 0.01)
+        assert_close(updated, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_block_size_changes_nothing_for_groups():
     weight, gram = layer(5, 24)
     wide, mask = sparsegpt(weight, None, Pattern(3, 6), gram)
     for block in (1, 4, 16):
-        updated, again = sparsegpt(weight, None, Pattern(3, 6), gram, block_size=block)
-        assert torch.equal(mask, again)
+        updated, second_mask = sparsegpt(weight, None, Pattern(3, 6), gram, block_size=block)
+        assert torch.equal(mask, second_mask)
         assert torch.equal(wide, updated)
 
 
@@ -86,11 +86,11 @@ def test_the_block_size_changes_nothing_for_groups():
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_exactly_the_share_of_the_matrix_goes(out, width, block, sparsity, dead, seed):
+def test_exactly_the_share_of_the_matrix_is_pruned(out, width, block, sparsity, dead, seed):
     weight, gram = layer(out, width, seed=seed)
-    silent = [j for j in dead if j < width]
-    gram[silent], gram[:, silent] = 0.0, 0.0
-    if len(silent) == width:
+    zero_channels = [j for j in dead if j < width]
+    gram[zero_channels], gram[:, zero_channels] = 0.0, 0.0
+    if len(zero_channels) == width:
         with pytest.raises(NumericsError, match="zeros"):
             sparsegpt(weight, None, Unstructured(sparsity), gram)
         return
@@ -112,15 +112,15 @@ def test_every_group_keeps_n_of_m(pattern, groups, dead, levels, seed):
     kept, group = pattern
     weight, gram = layer(4, group * groups, seed=seed)
     weight = weight.mul(levels).round() if levels else weight  # ties, and zeros
-    silent = [j for j in dead if j < len(gram) - 1]
-    gram[silent], gram[:, silent] = 0.0, 0.0
+    zero_channels = [j for j in dead if j < len(gram) - 1]
+    gram[zero_channels], gram[:, zero_channels] = 0.0, 0.0
     updated, mask = sparsegpt(weight, None, Pattern(kept, group), gram)
     assert satisfies(mask, Pattern(kept, group))
     assert (updated[~mask] == 0).all()
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Unstructured(0.5)], ids=str)
-def test_uncorrelated_inputs_make_it_a_rank_by_magnitude_and_leave_the_kept_weights_alone(pattern):
+def test_with_uncorrelated_inputs_it_is_wanda_without_an_update(pattern):
     weight, _ = layer(8, 32)
     power = torch.rand(32, generator=torch.Generator().manual_seed(2)) + 0.1
     updated, mask = sparsegpt(weight, None, pattern, power.diag(), damping=0.2)
@@ -130,14 +130,14 @@ def test_uncorrelated_inputs_make_it_a_rank_by_magnitude_and_leave_the_kept_weig
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Unstructured(0.5)], ids=str)
-def test_making_up_lowers_the_error_of_the_outputs(pattern):
+def test_compensation_lowers_the_output_error(pattern):
     weight, gram = layer(16, 64, tokens=196)
-    chosen, mask = sparsegpt(weight, None, pattern, gram)
-    assert loss(weight, chosen, gram) < 0.8 * loss(weight, weight * mask, gram)
+    with_own_mask, mask = sparsegpt(weight, None, pattern, gram)
+    assert loss(weight, with_own_mask, gram) < 0.8 * loss(weight, weight * mask, gram)
     start = keep_top(weight.abs() * gram.diagonal().sqrt(), pattern)
     updated, _ = sparsegpt(weight, start, pattern, gram)
     assert loss(weight, updated, gram) < 0.8 * loss(weight, weight * start, gram)
-    assert loss(weight, chosen, gram) < loss(weight, updated, gram)
+    assert loss(weight, with_own_mask, gram) < loss(weight, updated, gram)
 
 
 @pytest.mark.parametrize("pattern", [Pattern(4, 8), Unstructured(0.5)], ids=str)
@@ -145,12 +145,12 @@ def test_making_up_lowers_the_error_of_the_outputs(pattern):
 def test_a_common_scale_of_the_inputs_changes_nothing(pattern, scale):
     weight, gram = layer(8, 32)
     plain, mask = sparsegpt(weight, None, pattern, gram)
-    updated, again = sparsegpt(weight, None, pattern, gram * scale)
-    assert torch.equal(mask, again)
+    updated, second_mask = sparsegpt(weight, None, pattern, gram * scale)
+    assert torch.equal(mask, second_mask)
     assert_close(plain, updated)
 
 
-def test_rows_are_pruned_each_on_their_own_but_for_the_comparison():
+def test_rows_of_an_nm_pattern_are_independent():
     weight, gram = layer(6, 16)
     updated, mask = sparsegpt(weight, None, Pattern(2, 4), gram)
     alone, mask_alone = sparsegpt(weight[2:3], None, Pattern(2, 4), gram)
@@ -158,24 +158,26 @@ def test_rows_are_pruned_each_on_their_own_but_for_the_comparison():
     assert_close(updated[2:3], alone)
 
 
-def test_channels_that_never_fired_take_no_share_of_the_others():
+def test_channels_that_are_always_zero_do_not_change_the_sparsity_of_the_others():
     weight, gram = layer(20, 32)
-    silent = torch.zeros(32, dtype=torch.bool)
-    silent[[3, 4, 5, 6, 7, 20]] = True
-    gram[silent], gram[:, silent] = 0.0, 0.0
+    zero_channels = torch.zeros(32, dtype=torch.bool)
+    zero_channels[[3, 4, 5, 6, 7, 20]] = True
+    gram[zero_channels], gram[:, zero_channels] = 0.0, 0.0
     updated, mask = sparsegpt(weight, None, Unstructured(0.5), gram)
-    assert int(mask[:, ~silent].sum()) == 20 * 26 // 2
-    assert torch.equal(mask[:, silent], keep_top(weight[:, silent].abs(), Unstructured(0.5), group="layer"))
-    assert torch.equal(updated[:, silent], weight[:, silent] * mask[:, silent])
-    # The public code spends 120 of its 320 on them (and one more on the next), so more of the others stay.
-    as_public, public_mask = sparsegpt(weight, None, Unstructured(0.5), gram, original=True)
-    assert not public_mask[:, silent].any()
-    assert int(public_mask.sum()) == 320 - 1
-    assert (as_public[:, silent] == 0).all()
+    assert int(mask[:, ~zero_channels].sum()) == 20 * 26 // 2
+    assert torch.equal(
+        mask[:, zero_channels], keep_top(weight[:, zero_channels].abs(), Unstructured(0.5), group="layer")
+    )
+    assert torch.equal(updated[:, zero_channels], weight[:, zero_channels] * mask[:, zero_channels])
+    # The public code spends 120 of its 320 on them (and one more on the next), so more of the others are kept.
+    original_weight, original_mask = sparsegpt(weight, None, Unstructured(0.5), gram, original=True)
+    assert not original_mask[:, zero_channels].any()
+    assert int(original_mask.sum()) == 320 - 1
+    assert (original_weight[:, zero_channels] == 0).all()
 
 
 @pytest.mark.parametrize("original", [False, True])
-def test_in_a_group_channels_that_never_fired_go_first_and_the_lower_one_before_the_higher(original):
+def test_in_a_group_channels_that_are_always_zero_are_pruned_first_lower_column_first(original):
     weight, gram = layer(7, 8)
     gram[[0, 2, 3, 5]], gram[:, [0, 2, 3, 5]] = 0.0, 0.0
     updated, mask = sparsegpt(weight, None, Pattern(2, 4), gram, original=original)
@@ -192,7 +194,7 @@ def test_original_prunes_one_too_many_in_each_block():
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_its_inputs_are_only_read(transposed, dtype):
+def test_arguments_are_not_modified(transposed, dtype):
     weight, gram = layer(8, 8)
     weight = weight.to(dtype).T if transposed else weight.to(dtype)
     mask = torch.eye(8, dtype=torch.bool)
@@ -224,7 +226,7 @@ def test_options_out_of_range_are_refused_before_anything_runs(options):
         Step("sparsegpt", options).bind("update")
 
 
-def test_it_asks_for_the_gram_and_nothing_else():
+def test_it_requests_the_gram_and_nothing_else():
     bound = Step("sparsegpt").bind("update")
     assert bound.statistics == {"gram"}
     assert bound.patterns is None

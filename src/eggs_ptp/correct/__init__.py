@@ -1,1 +1,1 @@
-"""What the other steps are to approximate, where that is not the weight itself."""
+"""Corrections of the target: what the other steps approximate in place of the dense weight."""

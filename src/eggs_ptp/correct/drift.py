@@ -1,4 +1,4 @@
-"""Weights that undo, as far as a linear map can, what pruning has done to the stream so far."""
+"""Correction for drift: dense weights that undo, as far as a linear map can, what pruning has changed so far."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from eggs_ptp.core.linalg import damped
-from eggs_ptp.core.slabs import ALONE, Slabs
+from eggs_ptp.core.row_tiles import LOCAL_ROW_TILES, RowTiles
 from eggs_ptp.errors import NumericsError
 
 
@@ -15,44 +15,54 @@ def drift(
     weight: Tensor,
     gram: Tensor,
     cross: Tensor,
-    slabs: Slabs = ALONE,
+    row_tiles: RowTiles = LOCAL_ROW_TILES,
     *,
     share: Annotated[float, Field(ge=0, le=1)] = 1.0,
     damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01,
 ) -> Tensor:
-    """Find the dense weight V that answers best, from what the pruned model feeds it, for what the dense model says.
+    """Fit dense weights that map the pruned model's inputs to the dense model's outputs.
 
-    V = argmin ||Y - X V^T||^2 / tokens + d ||V - W||^2, d = damping * mean(diag gram), so V = (cross + d W) H^-1 with
-    H = gram + d I: X (tokens, in) is what reaches this matrix behind everything that has been pruned, Y (tokens, out)
-    what the dense model has here. For a matrix that writes to the residual stream Y contains what the stream itself has
-    drifted: X then is asked to bring it back. Masks and weights found for V instead of W are those of the nearest to
-    Y, since ||Y - X W'^T||^2 = ||X (V - W')^T||^2 + what no weight can reach (at d = 0).
+    V = argmin ||Y - X V^T||^2 / tokens + d ||V - W||^2 with d = damping * mean(diag gram), so V = (cross + d W) H^-1
+    with H = gram + d I. X (tokens, in) is the input of this matrix after all pruning so far, Y (tokens, out) what the
+    dense model has as its output. For a matrix that writes to the residual stream, Y includes the drift of the stream
+    itself, so that V corrects it. The following steps approximate V instead of W, and so get as close to Y as they
+    can: ||Y - X W'^T||^2 = ||X (V - W')^T||^2 + what no weight can reach (at d = 0).
 
-    `weight` (out, in), `gram` = X^T X / tokens (in, in), `cross` = Y^T X / tokens (out, in); returns (1 - share) W +
-    share V in float32. `damping` decides where tokens are few: raise it below some 8 tokens per channel.
+    Args:
+        weight: W, (out, in).
+        gram: X^T X / tokens, (in, in).
+        cross: Y^T X / tokens, (out, in).
+        row_tiles: How rows are divided over processes; one process by default.
+        share: How far to go from W to V, 0 to 1; 1 by default, which is V.
+        damping: Weight of the pull towards W, as a share of the mean of gram's diagonal, above 0; 0.01 by default.
+            Raise it where tokens are few: below about 8 tokens per channel.
 
-    Source: this project; the inputs' part is GPTAQ's asymmetric calibration (arXiv:2504.02692), in closed form.
+    Returns:
+        (1 - share) W + share V, (out, in), float32.
 
     Raises:
         NumericsError: gram is zero, or not positive definite with this damping.
+
+    Source:
+        This project; the part for the inputs is GPTAQ's asymmetric calibration (arXiv:2504.02692), in closed form.
     """
-    lower = damped(gram, damping, dtype=torch.float64)
-    failed = torch.zeros((), dtype=torch.int32, device=lower.device)
-    torch.linalg.cholesky_ex(lower, out=(lower, failed))  # in its place: the largest there is here
+    factor = damped(gram, damping, dtype=torch.float64)
+    failed = torch.zeros((), dtype=torch.int32, device=factor.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))  # in place: it is the largest tensor here
     if failed:
         raise NumericsError(
             f"gram: with damping {damping:g} it is not positive definite; raise steps.correct.damping to "
             f"{max(10 * damping, 0.01):g}"
         )
     pull = damping * gram.diagonal().mean(dtype=torch.float64)
-    found = torch.empty(weight.shape, device=weight.device)
-    slabs.fill(weight, lambda rows: (_answered(weight[rows], cross[rows], lower, pull, share),), found)
-    return found
+    corrected = torch.empty(weight.shape, device=weight.device)
+    row_tiles.fill(weight, lambda rows: (_corrected_rows(weight[rows], cross[rows], factor, pull, share),), corrected)
+    return corrected
 
 
-def _answered(weight: Tensor, cross: Tensor, lower: Tensor, pull: Tensor, share: float) -> Tensor:
-    """The corrected rows of a matrix, given the factor of H."""
+def _corrected_rows(weight: Tensor, cross: Tensor, factor: Tensor, pull: Tensor, share: float) -> Tensor:
+    """Solve for some rows of the corrected weight, given the lower Cholesky factor of H and d as `pull`."""
     dense = weight.double()
-    half = torch.linalg.solve_triangular(lower.mT, cross.double() + pull * dense, upper=True, left=False)
-    solved = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+    half = torch.linalg.solve_triangular(factor.mT, cross.double() + pull * dense, upper=True, left=False)
+    solved = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
     return torch.lerp(dense, solved, share).float()

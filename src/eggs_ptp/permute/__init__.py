@@ -1,1 +1,1 @@
-"""Channel orders found from the scores of all readers of an activation."""
+"""Channel permutations computed from the scores of all linears that share an input activation."""

@@ -1,1 +1,1 @@
-"""Masks changed after selection."""
+"""Changes of a mask after selection. One method a file."""

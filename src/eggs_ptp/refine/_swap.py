@@ -1,4 +1,4 @@
-"""Swaps of a pruned weight for a kept one, row by row, until a row's expected error is small."""
+"""Swaps of a pruned weight for a kept one, row by row, until the row's expected error is small."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,16 +13,19 @@ Variance = Literal["within", "all"]
 ZeroVariance = Literal["never", "first"]
 Skip = Literal["mlp", "none"]
 
-# A variance this small beside the mean square is what float32 squares leave of a channel that never varies.
-_FLAT = 4 * torch.finfo(torch.float32).eps
+# Rounding of float32 squares leaves a variance this small, relative to the mean square, in a channel that never varies.
+_ROUNDING_VARIANCE = 4 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
-class Rule:
-    """When a row goes on: at most `max_cycles` times, while |error| > `threshold`.
+class StoppingRule:
+    """When a row stops swapping; a row that has stopped does not start again.
 
-    Where `same_sign` forbids it ("original": N:M only, as the public code does) a swap may not take the error to zero
-    or across it. A row that has stopped has stopped for good.
+    Attributes:
+        max_cycles: Most swaps of a row.
+        threshold: A row stops once its |error| is at most this.
+        same_sign: Whether a swap that would take the error to zero or across it stops the row instead: "always",
+            "never", or "original", for N:M patterns only, as in the public code.
     """
 
     max_cycles: int
@@ -30,16 +33,19 @@ class Rule:
     same_sign: SameSign
 
     def forbids_crossing(self, pattern: AnyPattern) -> bool:
-        """Whether the error has to keep the sign it started with."""
+        """Return whether the error must keep the sign that it had at the start."""
         return self.same_sign == "always" or (self.same_sign == "original" and isinstance(pattern, Pattern))
 
 
 @dataclass(frozen=True)
-class Keys:
-    """The order of the candidates; each key is (out, in), or broadcasts to it.
+class SwapKeys:
+    """Sort keys of the candidates, each (out, in) or broadcast to it.
 
-    Where a row's error is positive, the next to grow has the largest grow + bonus of those with grow > 0; where it is
-    negative, the largest bonus - grow of those with grow < 0. The next to prune has the lowest `prune`.
+    Attributes:
+        grow: Where a row's error is positive, the pruned weight grown next has the largest grow + bonus of those with
+            grow > 0; where it is negative, the largest bonus - grow of those with grow < 0.
+        prune: The kept weight pruned next has the lowest key.
+        bonus: Added to `grow` in either direction.
     """
 
     grow: Tensor
@@ -47,111 +53,138 @@ class Keys:
     bonus: Tensor | float = 0.0
 
 
-def swap(mask: Tensor, part: Tensor, keys: Keys, pattern: AnyPattern, rule: Rule) -> Tensor:
-    """The mask (True = keep) after the swaps: every row, and for N:M every group, keeps as many as before.
+def swap(mask: Tensor, contribution: Tensor, keys: SwapKeys, pattern: AnyPattern, rule: StoppingRule) -> Tensor:
+    """Swap pruned weights for kept ones in every row until its rule stops it.
 
-    `part` (out, in) is each weight's part of its row's expected output, so that a row's error, dense minus sparse
-    output, is the sum over its pruned weights. A swap grows the next pruned weight of the row's list and prunes, for
-    N:M, the lowest of the same group; unstructured, the lowest of those whose part has the sign opposite to the error.
-    Lists are drawn up once, so no weight is swapped twice. A row without a candidate stops. Among equal keys
-    the lower column is pruned first and the higher one grown first.
+    The error of a row, its dense minus its sparse output, is the sum of the contributions of its pruned weights. A swap
+    grows the row's next pruned weight and prunes a kept one: for N:M the lowest key of the same group, unstructured the
+    lowest key of those whose contribution has the opposite sign of the error. The lists of candidates are made once, so
+    no weight is swapped twice. A row without a candidate stops. Among equal keys the lower column is pruned first and
+    the higher one grown first.
+
+    Args:
+        mask: Keep mask, bool (out, in).
+        contribution: Each weight's contribution to its row's expected output, (out, in).
+        keys: Sort keys of the candidates.
+        pattern: N:M or unstructured.
+        rule: When a row stops.
+
+    Returns:
+        New keep mask, bool (out, in); every row, and for N:M every group, keeps as many weights as before.
     """
     most = min(rule.max_cycles, mask.shape[1])
-    costs, allowed = (-keys.grow - keys.bonus, keys.grow - keys.bonus), (keys.grow > 0, keys.grow < 0)
-    grown = _Lists.draw(costs, (allowed[0] & ~mask, allowed[1] & ~mask), most, higher_first=True)
-    victims: _Lists | _Groups
+    costs = (-keys.grow - keys.bonus, keys.grow - keys.bonus)
+    growable = ((keys.grow > 0) & ~mask, (keys.grow < 0) & ~mask)
+    grow_candidates = _CandidateLists.rank(costs, growable, most, higher_first=True)
+    prune_candidates: _CandidateLists | _GroupCandidates
     if isinstance(pattern, Pattern):
-        victims = _Groups(keys.prune, mask, pattern)
+        prune_candidates = _GroupCandidates(keys.prune, mask, pattern)
     else:
-        opposite = (mask & (part < 0), mask & (part > 0))
-        victims = _Lists.draw((keys.prune, keys.prune), opposite, most, higher_first=False)
-    result, rows = mask.clone(), torch.arange(len(mask), device=mask.device)
-    taken = torch.zeros(2, len(mask), dtype=torch.long, device=mask.device)
-    error = part.masked_fill(mask, 0.0).sum(1, dtype=torch.float64)
-    first_sign, active = error.sign(), torch.ones_like(error, dtype=torch.bool)
+        opposite_sign = (mask & (contribution < 0), mask & (contribution > 0))
+        prune_candidates = _CandidateLists.rank((keys.prune, keys.prune), opposite_sign, most, higher_first=False)
+    swapped = mask.clone()
+    rows = torch.arange(len(mask), device=mask.device)
+    swaps = torch.zeros(2, len(mask), dtype=torch.long, device=mask.device)  # so far, by sign of the error
+    error = contribution.masked_fill(mask, 0.0).sum(1, dtype=torch.float64)
+    first_sign = error.sign()
+    active = torch.ones_like(error, dtype=torch.bool)
     for _ in range(most):
         side = (error <= 0).long()
-        place = taken[side, rows]
-        grow, can_grow = grown.next(side, rows, place)
-        prune, can_prune = victims.next(side, rows, place, grow)
-        after = error + part[rows, prune] - part[rows, grow]
+        position = swaps[side, rows]
+        grow, can_grow = grow_candidates.next(side, rows, position)
+        prune, can_prune = prune_candidates.next(side, rows, position, grow)
+        new_error = error + contribution[rows, prune] - contribution[rows, grow]
         active = active & can_grow & can_prune & (error.abs() > rule.threshold)
         if rule.forbids_crossing(pattern):
-            active = active & (after.sign() == first_sign)
+            active = active & (new_error.sign() == first_sign)
         if not active.any():
             break
-        moved = rows[active]
-        result[moved, grow[active]] = True
-        result[moved, prune[active]] = False
-        victims.spend(moved, prune[active])
-        taken[side, rows] += active
-        error = torch.where(active, after, error)
-    return result
+        active_rows = rows[active]
+        swapped[active_rows, grow[active]] = True
+        swapped[active_rows, prune[active]] = False
+        prune_candidates.remove(active_rows, prune[active])
+        swaps[side, rows] += active
+        error = torch.where(active, new_error, error)
+    return swapped
 
 
 def per_variance(
     value: Tensor, variance: Tensor, input_norm: Tensor, power: float, zero_variance: ZeroVariance
 ) -> Tensor:
-    """Value / variance^power, and 0 (never grown) for channels that do not vary.
+    """Divide by a power of the channels' variance; channels that do not vary get 0, so that they are never grown.
 
-    `value` (..., in), `variance` and `input_norm` (in,). `zero_variance="first"` divides by zero as the public code
-    does, where 0/0 comes before everything else.
+    Args:
+        value: (..., in).
+        variance: (in,).
+        input_norm: (in,), which tells a variance from its rounding error.
+        power: Exponent of the variance; 0 returns `value` unchanged.
+        zero_variance: "never" as above; "first" divides by zero as the public code does, where 0/0 is sorted before all
+            others.
+
+    Returns:
+        value / variance^power, (..., in).
     """
     if not power:
         return value
-    flat, inf = variance <= _FLAT * input_norm.square(), float("inf")
-    divided = value / variance.masked_fill(flat, inf).pow(power)
+    inf = float("inf")
+    constant = variance <= _ROUNDING_VARIANCE * input_norm.square()
+    divided = value / variance.masked_fill(constant, inf).pow(power)
     if zero_variance == "first":
-        return torch.where(flat, (value / 0.0).nan_to_num(inf, inf, -inf), divided)
+        return torch.where(constant, (value / 0.0).nan_to_num(inf, inf, -inf), divided)
     return divided
 
 
 @dataclass(frozen=True)
-class _Lists:
-    """The first candidates of each row where its error is positive [0] and where it is not [1]: (2, out, most)."""
+class _CandidateLists:
+    """The first candidates of each row, where its error is positive [0] and where it is not [1]: (2, out, most)."""
 
     column: Tensor
-    found: Tensor
+    is_candidate: Tensor
 
     @classmethod
-    def draw(
+    def rank(
         cls, costs: tuple[Tensor, Tensor], allowed: tuple[Tensor, Tensor], most: int, *, higher_first: bool
-    ) -> "_Lists":
-        """The `most` lowest costs of each row among the columns allowed."""
-        pairs = list(zip(costs, allowed, strict=True))
-        columns = [_lowest(cost, where, most, higher_first=higher_first) for cost, where in pairs]
-        found = [where.gather(1, column) for where, column in zip(allowed, columns, strict=True)]
-        return cls(torch.stack(columns), torch.stack(found))
+    ) -> "_CandidateLists":
+        """List the `most` lowest costs of each row among the columns that are allowed."""
+        columns = [
+            _lowest_columns(cost, may, most, higher_first=higher_first)
+            for cost, may in zip(costs, allowed, strict=True)
+        ]
+        is_candidate = [may.gather(1, column) for may, column in zip(allowed, columns, strict=True)]
+        return cls(torch.stack(columns), torch.stack(is_candidate))
 
-    def next(self, side: Tensor, rows: Tensor, place: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.column[side, rows, place], self.found[side, rows, place]
+    def next(self, side: Tensor, rows: Tensor, position: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the column at this position of each row's list, and whether it is a candidate."""
+        return self.column[side, rows, position], self.is_candidate[side, rows, position]
 
-    def spend(self, rows: Tensor, columns: Tensor) -> None:
-        """Nothing to do: the place in the list moves on."""
+    def remove(self, rows: Tensor, columns: Tensor) -> None:
+        """Do nothing: the next position in the list is another column."""
 
 
-class _Groups:
-    """The kept weights of each group of M. One that was grown is no candidate."""
+class _GroupCandidates:
+    """The kept weights of each group of M; a weight that was grown is no candidate."""
 
     def __init__(self, cost: Tensor, mask: Tensor, pattern: Pattern) -> None:
         self._size = pattern.group
         self._cost = cost.expand_as(mask).masked_fill(~mask, torch.inf).contiguous()
 
-    def next(self, _side: Tensor, rows: Tensor, _place: Tensor, grow: Tensor) -> tuple[Tensor, Tensor]:
+    def next(self, _side: Tensor, rows: Tensor, _position: Tensor, grow: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the column of lowest cost in the group of each grown column, and whether there is one."""
         group = grow // self._size
         lowest, within = self._cost.view(len(rows), -1, self._size)[rows, group].min(-1)
         return group * self._size + within, ~lowest.isposinf()
 
-    def spend(self, rows: Tensor, columns: Tensor) -> None:
+    def remove(self, rows: Tensor, columns: Tensor) -> None:
+        """Take these weights off the lists."""
         self._cost[rows, columns] = torch.inf
 
 
-def _lowest(cost: Tensor, allowed: Tensor, most: int, *, higher_first: bool) -> Tensor:
-    """The columns of the `most` lowest costs of each row; among equal ones the lower or the higher column first."""
+def _lowest_columns(cost: Tensor, allowed: Tensor, most: int, *, higher_first: bool) -> Tensor:
+    """Return the columns of each row's `most` lowest costs; of equal ones the lower or the higher column first."""
     cost = torch.where(allowed, cost, torch.inf)
     cost = cost.flip(1) if higher_first else cost
     values, column = cost.topk(min(most + 1, cost.shape[1]), largest=False)
-    # topk leaves the order of equal values open, and a stable sort of all rows takes ten times as long.
+    # topk returns equal values in any order, and a stable sort of all rows takes ten times as long.
     tied = ((values[:, 1:] == values[:, :-1]) & ~values[:, 1:].isposinf()).any(1)
     column[tied] = cost[tied].sort(dim=1, stable=True).indices[:, : column.shape[1]]
     column = column[:, :most]

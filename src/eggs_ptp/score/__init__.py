@@ -1,1 +1,1 @@
-"""Scores: weight and statistics in, one number a weight out, higher = keep. One file a formula family."""
+"""Scores: weight and activation statistics in, one number per weight out, higher = keep. One formula a file."""

@@ -1,10 +1,15 @@
-"""A weight relative to a sum that it belongs to."""
+"""Weights relative to the sum of their column or row."""
 
 import math
 
 from torch import Tensor
 
 
-def relative(size: Tensor, total: Tensor) -> Tensor:
-    """The quotient size / total, with 1/0 read as 0: what has no sum has no share of it."""
-    return size / total.masked_fill(total == 0, math.inf)
+def relative(magnitude: Tensor, total: Tensor) -> Tensor:
+    """Return magnitude / total, and 0 where the total is 0.
+
+    Args:
+        magnitude: |W|, (out, in).
+        total: Sums or norms to divide by, broadcast to `magnitude`: (1, in) or (out, 1).
+    """
+    return magnitude / total.masked_fill(total == 0, math.inf)

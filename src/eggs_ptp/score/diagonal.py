@@ -1,4 +1,4 @@
-"""Relative importance with inputs and outputs."""
+"""Relative importance weighted by input and output norms."""
 
 from typing import Annotated
 
@@ -16,22 +16,29 @@ def diagonal(
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0,
     output_alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0,
 ) -> Tensor:
-    """|W_ij| (n_j^alpha / c_j + y_i^output_alpha / r_i), with c_j = sum_i |W_ij| and r_i = sum_j |W_ij|.
+    """Score each weight by relative importance, its terms weighted by the input norm and the output norm.
+
+    S_ij = |W_ij| (n_j^alpha / c_j + y_i^output_alpha / r_i), with c_j = sum_i |W_ij|, r_i = sum_j |W_ij|, n_j the norm
+    of input channel j and y_i that of output i.
 
     Args:
-        weight: (out, in); of a zero column or row the term is 0.
-        input_norm: n_j, (in,), per token.
-        output_norm: y_i, (out,), per token: the sum needs the two on one scale.
-        alpha: exponent of the input norm.
-        output_alpha: exponent of the output norm. Both 0: relative importance.
+        weight: W, (out, in). The term of a zero column or row is 0.
+        input_norm: n_j per token, (in,).
+        output_norm: y_i per token, (out,): both norms must be on one scale to be added.
+        alpha: Exponent of the input norm, at least 0; 1 by default, as in the lemma.
+        output_alpha: Exponent of the output norm, at least 0; 1 by default, as in the lemma. With both exponents 0 this
+            is relative importance (`ri`).
 
     Returns:
-        (out, in), float32, higher = keep.
+        Score, (out, in), float32; higher = keep.
 
-    Source: Symmetric Pruning, arXiv:2501.18980, lemma 3.7, with the layer's inputs for A and its outputs for B.
-    Differs: the exponents are this project's; the lemma has 1.
+    Source:
+        Symmetric Pruning, arXiv:2501.18980, lemma 3.7, with the layer's inputs for A and its outputs for B.
+
+    Differs:
+        The exponents are this project's; the lemma has 1.
     """
-    size = weight.float().abs()
-    by_column = relative(size, size.sum(0, keepdim=True)) * input_norm.float().pow(alpha)
-    by_row = relative(size, size.sum(1, keepdim=True)) * output_norm.float()[:, None].pow(output_alpha)
-    return by_column + by_row
+    magnitude = weight.float().abs()
+    column_term = relative(magnitude, magnitude.sum(0, keepdim=True)) * input_norm.float().pow(alpha)
+    row_term = relative(magnitude, magnitude.sum(1, keepdim=True)) * output_norm.float()[:, None].pow(output_alpha)
+    return column_term + row_term

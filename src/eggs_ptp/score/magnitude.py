@@ -1,13 +1,20 @@
-"""Magnitude."""
+"""Magnitude of the weights."""
 
 from torch import Tensor
 
 
 def magnitude(weight: Tensor) -> Tensor:
-    """|W_ij|.
+    """Score each weight by its magnitude.
 
-    (out, in) to (out, in), float32, higher = keep.
+    S_ij = |W_ij|.
 
-    Source: Zhu & Gupta, arXiv:1710.01878.
+    Args:
+        weight: W, (out, in).
+
+    Returns:
+        Score, (out, in), float32; higher = keep.
+
+    Source:
+        Zhu & Gupta, arXiv:1710.01878.
     """
     return weight.float().abs()

@@ -1,4 +1,4 @@
-"""The column half of RIA."""
+"""The column term of RIA."""
 
 from typing import Annotated
 
@@ -11,11 +11,20 @@ from eggs_ptp.score._relative import relative
 def per_input(
     weight: Tensor, input_norm: Tensor, *, alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
 ) -> Tensor:
-    """|W_ij| / c_j * n_j^alpha, with c_j = sum_i |W_ij|: weights relative to those of the same input channel.
+    """Score each weight relative to the weights of the same input channel.
 
-    `weight` (out, in) and `input_norm` (in,) to (out, in), float32, higher = keep; a zero column scores 0.
+    S_ij = |W_ij| / c_j * n_j^alpha, with c_j = sum_i |W_ij| and n_j the norm of input channel j.
 
-    Source: Symmetric Pruning, arXiv:2501.18980, table 3: "Row-Sum" in the paper's transposed layout (inferred).
+    Args:
+        weight: W, (out, in).
+        input_norm: n_j per token, (in,).
+        alpha: Exponent of the input norm, at least 0. The default is 0.5, as in RIA; 0 ignores activations.
+
+    Returns:
+        Score, (out, in), float32; higher = keep. A zero column scores 0.
+
+    Source:
+        Symmetric Pruning, arXiv:2501.18980, table 3: "Row-Sum" in the paper's transposed layout (inferred).
     """
-    size = weight.float().abs()
-    return relative(size, size.sum(0, keepdim=True)) * input_norm.float().pow(alpha)
+    magnitude = weight.float().abs()
+    return relative(magnitude, magnitude.sum(0, keepdim=True)) * input_norm.float().pow(alpha)

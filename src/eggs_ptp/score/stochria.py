@@ -1,4 +1,4 @@
-"""Relative importance and activations, with sampled sums."""
+"""stochRIA: relative importance and activations, with sampled sums."""
 
 import functools
 import math
@@ -30,52 +30,62 @@ def stochria(
     replacement: bool = False,
     rescale: bool = False,
 ) -> Tensor:
-    """(|W_ij| / c_j + |W_ij| / r_i) * n_j^alpha, with c_j and r_i sums of |W_ij| over tau sampled entries.
+    """Score each weight as RIA does, with the column and row sums estimated from random samples.
 
-    tau = max(1, beta * min(out, in)). Both sums have tau terms, so on a rectangular layer the two quotients weigh
-    alike, which RIA's do not; beta = 1 is RIA on a square, and with tau = "own" on any layer.
+    S_ij = (|W_ij| / c_j + |W_ij| / r_i) * n_j^alpha, with c_j and r_i sums of |W_ij| over tau sampled entries of column
+    j and row i, and tau = max(1, beta * min(out, in)). Both sums have tau terms, so on a rectangular layer the two
+    quotients have the same weight, which they do not have in RIA. With beta = 1 this is RIA on a square layer, and on
+    any layer if tau = "own".
 
     Args:
-        weight: (out, in); the quotient by a sample of zeros is 0.
-        input_norm: n_j, (in,), per token.
-        generator: keyed by seed and module, so that a matrix's samples depend on nothing else.
-        alpha: exponent of the input norm.
-        beta: share of the entries that is sampled.
-        column_beta: another share for the columns' sums.
-        tau: "common", a share of the shorter side; "own", of a row for r_i and of a column for c_j.
-        rounding: of tau to a whole number.
-        draw: "each" row and column has a sample of its own; "shared", one sample of columns serves all rows, and one
-            of rows all columns, the only way that reads less memory than the full sums.
-        sampling: "uniform", or with chances in proportion to "magnitude" |W_ij| or "activation" |W_ij| n_j.
-        replacement: draw with replacement.
-        rescale: multiply c_j by out / tau and r_i by in / tau, estimates of the full sums where sampling is uniform.
+        weight: W, (out, in). A quotient is 0 where the sample holds zeros only.
+        input_norm: n_j per token, (in,).
+        generator: Source of randomness, seeded by the seed and the module's name, so that a matrix's samples depend on
+            nothing else.
+        alpha: Exponent of the input norm, at least 0. The default is 0.5, as in RIA; 0 ignores activations.
+        beta: Share of the entries that is sampled, above 0 and up to 1; 0.1 by default.
+        column_beta: Share for the sums of columns, above 0 and up to 1; "same" (default) takes `beta`.
+        tau: Length that the shares refer to. "common" (default) is the shorter side for both sums; "own" is the length
+            of a row for r_i and of a column for c_j.
+        rounding: How a sample size is rounded to a whole number: "down" (default), "nearest" or "up".
+        draw: "each" (default) draws a sample for each row and each column; "shared" draws one sample of columns for all
+            rows and one of rows for all columns, the only way that reads less memory than the full sums.
+        sampling: Probability of an entry: "uniform" (default), or proportional to "magnitude" |W_ij| or to "activation"
+            |W_ij| n_j.
+        replacement: Sample with replacement; off by default.
+        rescale: Multiply c_j by out / tau and r_i by in / tau, which estimates the full sums where sampling is uniform;
+            off by default.
 
     Returns:
-        (out, in), float32, higher = keep.
+        Score, (out, in), float32; higher = keep.
 
-    Source: Symmetric Pruning, arXiv:2501.18980, equation 4, lemma 3.10, appendix C.4; its section 5 names asymmetric
-    and non-uniform sampling as future work. What the paper leaves open is an option; defaults are the likeliest
-    reading.
+    Source:
+        Symmetric Pruning, arXiv:2501.18980, equation 4, lemma 3.10, appendix C.4; its section 5 names asymmetric and
+        non-uniform sampling as future work. What the paper leaves open is an option, with the likeliest reading as the
+        default.
     """
-    size = weight.float().abs()
-    outs, ins = size.shape
+    magnitude = weight.float().abs()
+    outs, ins = magnitude.shape
     shorter = min(outs, ins)
-    in_row = _tau(beta, ins if tau == "own" else shorter, rounding)
-    in_column = _tau(beta if column_beta == "same" else column_beta, outs if tau == "own" else shorter, rounding)
-    importance = None if sampling == "uniform" else size
+    row_samples = _sample_size(beta, ins if tau == "own" else shorter, rounding)
+    column_share = beta if column_beta == "same" else column_beta
+    column_samples = _sample_size(column_share, outs if tau == "own" else shorter, rounding)
+    importance = None if sampling == "uniform" else magnitude
     if sampling == "activation":
-        importance = size * input_norm.float()
+        importance = magnitude * input_norm.float()
     sums = functools.partial(sampled_sums, importance=importance, shared=draw == "shared", replacement=replacement)
-    row = sums(size, 1, in_row, generator)  # (out, 1)
-    column = sums(size, 0, in_column, generator)  # (1, in)
+    row = sums(magnitude, 1, row_samples, generator)  # (out, 1)
+    column = sums(magnitude, 0, column_samples, generator)  # (1, in)
     if rescale:
-        row, column = row * (ins / in_row), column * (outs / in_column)
-    score = relative(size, column)
-    score += relative(size, row)
+        row = row * (ins / row_samples)
+        column = column * (outs / column_samples)
+    score = relative(magnitude, column)
+    score += relative(magnitude, row)
     score *= input_norm.float().pow(alpha)
     return score
 
 
-def _tau(share: float, length: int, rounding: Rounding) -> int:
+def _sample_size(share: float, length: int, rounding: Rounding) -> int:
+    """Return how many of `length` entries are sampled, at least 1."""
     entries = round(share * length, 9)  # 100 * 0.29 is 28.999999999999996 in binary
     return max(1, {"down": math.floor(entries), "nearest": round(entries), "up": math.ceil(entries)}[rounding])

@@ -1,1 +1,1 @@
-"""Masks chosen from scores."""
+"""Mask selection from scores. One rule a file."""

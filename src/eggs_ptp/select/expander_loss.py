@@ -1,18 +1,18 @@
-"""EGGS-PTP's selection with the layer's own loss deciding on blocks, for kept weights that stay as they are."""
+"""EGGS-PTP's selection with diagonal blocks chosen by the layer's own loss, for weights that are not updated."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from eggs_ptp.core.blocks import Diagonal, Height, Offset, Reading
-from eggs_ptp.core.floor import connected
+from eggs_ptp.core.connection_floor import add_diagonal_blocks
+from eggs_ptp.core.diagonal_blocks import Diagonal, DiagonalBlocks, Height, Offset
 from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import keep_top
-from eggs_ptp.core.noted import Noted
 from eggs_ptp.core.pattern import Pattern
+from eggs_ptp.core.row_tiles import LOCAL_ROW_TILES, RowTiles
 from eggs_ptp.core.rows import Importance, row_importance
-from eggs_ptp.core.slabs import ALONE, Slabs
+from eggs_ptp.core.step_result import StepResult
 
 
 def expander_loss(
@@ -21,7 +21,7 @@ def expander_loss(
     pattern: Pattern,
     input_norm: Tensor,
     gram: Tensor,
-    slabs: Slabs = ALONE,
+    row_tiles: RowTiles = LOCAL_ROW_TILES,
     *,
     B: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto",
     diagonal: Diagonal = "best",
@@ -30,53 +30,60 @@ def expander_loss(
     rri: Importance = "activation",
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5,
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01,
-) -> Noted:
-    """Keep N of every M by score, but in B blocks of rows per group by diagonals that the layer's output misses least.
+) -> StepResult:
+    """Keep N of every M by score, but by the diagonals of least output error in B blocks of rows per group of columns.
 
-    Blocks are those of `expander`. With K the mask of B = 0, D = W * ~K and H = gram + damping * mean(diag gram) * I,
-    the loss tr(D H D^T) changes by s_ij = W_ij (2 (D H)_ij + H_jj W_ij) when a kept weight alone is pruned, and by
-    -s_ij, with - H_jj, when a pruned one alone is kept; diagonals are chosen by s, and B by the loss itself. (Every
-    input keeps at least min(B, out // M) connections.)
+    Blocks are those of `expander`. With K the mask at B = 0, D = W * ~K the pruned weights and
+    H = gram + damping * mean(diag gram) * I, the layer loss is tr(D H D^T). Pruning one more weight changes it by
+    s_ij = W_ij (2 (D H)_ij + H_jj W_ij); keeping one of the pruned weights changes it by -s_ij, with
+    s_ij = W_ij (2 (D H)_ij - H_jj W_ij). Diagonals are chosen by s, and B by the loss itself. Every input keeps at
+    least min(B, out // M) connections.
 
     Args:
-        score: (out, in), higher = keep; columns permuted already, as those of weight, input_norm and gram.
-        weight: (out, in).
+        score: (out, in); higher = keep. Its columns are permuted already, as are those of weight, input_norm and gram.
+        weight: W, (out, in).
         pattern: N kept of every M.
-        input_norm: n_j, (in,).
-        gram: (in, in).
-        slabs: who works on which rows.
-        B: diagonal blocks per group, or "auto": of 0, 1, 2, 5, 10, 20, ..., out // M the number with the least loss,
-            tried upwards until one does not lose less; `connect` says of which rows.
-        diagonal: as in `expander`, "best" and "forced" by s.
-        block: as in `expander`.
-        offset: as in `expander`, "best" by s.
-        rri: as in `expander`.
-        alpha: exponent of the input norm in RRI.
-        damping: of H.
+        input_norm: n_j per token, (in,).
+        gram: X^T X / tokens, (in, in).
+        row_tiles: How rows are divided over processes; one process by default.
+        B: Diagonal blocks per group, at least 0, or "auto" (default): of 0, 1, 2, 5, 10, 20, ..., out // M the number
+            with the least loss. They are tried in this order, up to the first that does not lower the loss; `connect`
+            says which rows enter it.
+        diagonal: Columns that a block keeps, as in `expander`; "best" (default) and "forced" go by s.
+        block: Height of a block, as in `expander`; "square" by default.
+        offset: 0 (default), or "best" as in `expander`, by s.
+        rri: Relative row importance, as in `expander`; "activation" by default.
+        alpha: Exponent of the input norm in RRI, at least 0; 0.5 by default.
+        damping: Share of the mean of gram's diagonal that is added to its diagonal, at least 0; 0.01 by default.
 
     Returns:
-        Keep mask, bool (out, in). Facts: B, diagonal_rows per group, layer_loss and layer_loss_B0 as shares of
-        tr(W H W^T), of the same rows.
+        Keep mask, bool (out, in), with the diagnostics B (blocks per group), diagonal_rows (rows per group), layer_loss
+        and layer_loss_B0 (losses with B blocks and with none, as shares of tr(W H W^T) of the same rows).
 
     Raises:
-        PatternError: the pattern does not define that diagonal or block.
-        MethodError: options that exclude each other.
+        PatternError: The pattern does not define that diagonal or block, or the columns cannot be cut into groups of M.
+        MethodError: Options that exclude each other.
         NumericsError: gram is zero.
 
-    Source: this project, after EGGS-PTP, arXiv:2508.09471.
+    Source:
+        This project, after EGGS-PTP, arXiv:2508.09471.
     """
-    reading = Reading(pattern, diagonal, block, offset)
+    diagonal_blocks = DiagonalBlocks(pattern, diagonal, block, offset)
     mask = keep_top(score, pattern)
     hessian = damped(gram, damping)
     dense = weight.to(hessian.dtype)
-    gone, alone = dense * ~mask, dense.new_empty(dense.shape)
-    slabs.fill(dense, lambda rows: (_changes(dense[rows], gone[rows], hessian),), alone)
+    pruned = dense * ~mask
+    change = dense.new_empty(dense.shape)  # s
+    row_tiles.fill(dense, lambda rows: (_loss_change(dense[rows], pruned[rows], hessian),), change)
     importance = row_importance(score, weight, input_norm, pattern.group, rri, alpha)
-    given = dense, hessian, mask, alone, importance, reading, B
-    found = connected(*given, lambda kept, rows: dense[rows] * kept[rows], slabs)
-    return Noted(found.mask, found.facts)
+
+    def masked(candidate: Tensor, rows: slice) -> Tensor:
+        return dense[rows] * candidate[rows]
+
+    result = add_diagonal_blocks(dense, hessian, mask, change, importance, diagonal_blocks, B, masked, row_tiles)
+    return StepResult(result.mask, result.diagnostics)
 
 
-def _changes(weight: Tensor, gone: Tensor, hessian: Tensor) -> Tensor:
-    """Losses s of some rows, of whose weights those that are `gone` are pruned."""
-    return weight * (2 * gone @ hessian + hessian.diagonal() * (weight - 2 * gone))
+def _loss_change(weight: Tensor, pruned: Tensor, hessian: Tensor) -> Tensor:
+    """Compute s for some rows: the loss of pruning each weight, or of having pruned those in `pruned` (rows, in)."""
+    return weight * (2 * pruned @ hessian + hessian.diagonal() * (weight - 2 * pruned))

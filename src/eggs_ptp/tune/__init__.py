@@ -1,1 +1,1 @@
-"""Weights of a whole block changed, after each of its matrices has been pruned."""
+"""Tuning of a whole decoder block's weights, after each of its matrices has been pruned."""

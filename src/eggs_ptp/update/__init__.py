@@ -1,1 +1,1 @@
-"""Weights changed to make up for what was pruned."""
+"""Updates of the kept weights that compensate for the pruned ones. One method a file."""

@@ -1,4 +1,4 @@
-"""ALPS: mask and weights found together by ADMM, then the weights exactly."""
+"""ALPS: mask and weights optimised together by ADMM, then the weights exactly."""
 
 from typing import Annotated, Literal
 
@@ -10,13 +10,13 @@ from eggs_ptp.core.least_squares import least_squares, row_losses
 from eggs_ptp.core.linalg import damped
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern
-from eggs_ptp.core.slabs import ALONE, Slabs
+from eggs_ptp.core.row_tiles import LOCAL_ROW_TILES, RowTiles
 from eggs_ptp.errors import MethodError, NumericsError
 from eggs_ptp.update.pcg import pcg
 from eggs_ptp.update.sparsegpt import sparsegpt
 
 _TOLERANCE = 1e-4  # of the final least squares, as in pcg
-_EVERY = 3  # iterations between two looks at the support
+_ROUNDS_PER_CHECK = 3  # rounds between two checks of how the support has moved
 
 
 def alps(
@@ -25,7 +25,7 @@ def alps(
     pattern: AnyPattern,
     gram: Tensor,
     tokens: Tensor | None = None,
-    slabs: Slabs = ALONE,
+    row_tiles: RowTiles = LOCAL_ROW_TILES,
     *,
     damping: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01,
     rho: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1,
@@ -34,79 +34,116 @@ def alps(
     widest: Annotated[int, Field(ge=1)] = 16384,
     wider: Literal["refuse", "sparsegpt"] = "refuse",
 ) -> tuple[Tensor, Tensor]:
-    """Minimise tr((W - D) H (W - D)^T) over weights D of the pattern, by ADMM, then by exact least squares.
+    """Minimise the layer's output error over masks and weights together by ADMM, then over the weights exactly.
 
-    With H = gram + damping * max(1, 32 in / tokens) * mean(diag gram) * I, scaled to a unit diagonal, each row repeats
-    X = (W H - V + rho D) (H + rho I)^-1; D = X + V / rho where it is largest (N of M, or of the row), else 0;
-    V += rho (X - D). Every third round rho grows: by 1.3, 1.2 or 1.1 if at least a tenth, at least half a percent, or
-    less of the row's support has moved since the last look; a row whose support stands still is done, at the latest
-    after `rounds`. One eigendecomposition serves every rho. Then come `iterations` of `pcg`.
+    Minimises tr((W - D) H (W - D)^T) over weights D of the pattern, with
+    H = gram + damping * max(1, 32 in / tokens) * mean(diag gram) * I, scaled to a unit diagonal. Each row repeats
+    X = (W H - V + rho D) (H + rho I)^-1; D = X + V / rho where that is largest (N of M, or of the row), else 0;
+    V += rho (X - D). Every third round rho grows by 1.3, 1.2 or 1.1, if at least a tenth, at least half a percent or
+    less of the row's support has changed since the last check. A row whose support has not changed is finished, at the
+    latest after `rounds`. One eigendecomposition serves every rho. `iterations` of `pcg` follow.
 
-    A mask that is given is where D starts, and is not kept; otherwise D starts from W. Each row also solves for the
-    weights of the support it started from, and keeps these where they lose less: so the result never loses more than
-    `pcg` does with the given mask. `weight`, `mask` (out, in), `gram` (in, in), of `tokens`; returns weight and mask.
+    D starts from `mask` if there is one, which is not kept, and otherwise from W. Each row also solves for the weights
+    of the support that it started from, and keeps these if they lose less, so the result never loses more than `pcg`
+    does with the given mask.
 
-    The eigendecomposition takes about 10 in^3 operations and four matrices of in^2. Matrices with more than `widest`
-    inputs are refused, or (`wider`) get SparseGPT's mask, where none is given, and exact least squares instead.
+    The eigendecomposition takes about 10 in^3 operations and four matrices of in^2.
 
-    Source: ALPS, arXiv:2406.07831, algorithm 1.
-    Differs: rho, its growth and the stop are each row's own (there the matrix's), and so are the step sizes of the
-    least squares; unstructured patterns are met in every row, not over the matrix; the better of start and end is kept;
-    fewer than 32 tokens per channel raise the damping, as in pcg.
+    Args:
+        weight: W, (out, in).
+        mask: Keep mask to start from, bool (out, in); None to start from W.
+        pattern: N:M, or unstructured, which is met in every row.
+        gram: X^T X / tokens, (in, in).
+        tokens: Number of tokens that gram was computed from, shape (); None for no correction of the damping.
+        row_tiles: How rows are divided over processes; one process by default.
+        damping: Share of the mean of gram's diagonal that is added to its diagonal, above 0; 0.01 by default.
+        rho: Initial penalty of ADMM, above 0, relative to a unit diagonal of H; 0.1 by default.
+        rounds: Most rounds of ADMM, at least 0; 300 by default.
+        iterations: Most iterations of the final least squares, at least 0; 20 by default.
+        widest: Most inputs of a matrix that is solved by ADMM, at least 1; 16384 by default.
+        wider: What to do with a matrix of more inputs: "refuse" (default) raises an error; "sparsegpt" takes
+            SparseGPT's mask, where none is given, and exact least squares.
+
+    Returns:
+        Weight, float32 (out, in), and keep mask, bool (out, in).
 
     Raises:
-        PatternError: the columns cannot be cut into groups of M.
-        MethodError: more inputs than `widest`.
-        NumericsError: gram is zero, or its eigenvalues were not found.
+        PatternError: The columns cannot be cut into groups of M.
+        MethodError: There are more inputs than `widest`.
+        NumericsError: gram is zero, or its eigendecomposition fails.
+
+    Source:
+        ALPS, arXiv:2406.07831, algorithm 1.
+
+    Differs:
+        rho, its growth and the stop belong to each row (in the paper to the matrix), as do the step sizes of the least
+        squares; unstructured patterns are met in every row, not over the matrix; the better of start and end is kept;
+        fewer than 32 tokens per channel raise the damping, as in pcg.
     """
     hessian = damped(gram, damping, tokens)
     dense = weight.to(hessian.dtype)
     pattern.check_width(dense.shape[1], "weight")
     if dense.shape[1] > widest and wider == "refuse":
-        raise _too_wide(dense.shape[1], widest)
+        raise MethodError(
+            f"alps: {dense.shape[1]} input features are more than steps.update.widest = {widest}; raise it, set "
+            "steps.update.wider = 'sparsegpt', or give the matrix another method with a [[targets]] rule"
+        )
     if dense.shape[1] > widest:
-        found = slabs.agreed(sparsegpt(weight, None, pattern, gram, damping=damping)[1]) if mask is None else mask
-        return pcg(weight, found, gram, None, tokens, slabs, iterations=iterations, damping=damping)
-    scale, unit, eigen = _scaled(hessian)
-    solved, chosen = dense.new_empty(dense.shape), torch.empty(dense.shape, dtype=torch.bool, device=dense.device)
+        if mask is None:
+            mask = row_tiles.broadcast(sparsegpt(weight, None, pattern, gram, damping=damping)[1])
+        return pcg(weight, mask, gram, None, tokens, row_tiles, iterations=iterations, damping=damping)
+    scale, unit, eigen = _scaled_eigen(hessian)
+    solved = dense.new_empty(dense.shape)
+    solved_mask = torch.empty(dense.shape, dtype=torch.bool, device=dense.device)
 
-    def work(rows: slice) -> tuple[Tensor, Tensor]:
+    def solve(rows: slice) -> tuple[Tensor, Tensor]:
         scaled = dense[rows] * scale
-        start, first = (keep_top(scaled.abs(), pattern), scaled) if mask is None else (mask[rows], scaled * mask[rows])
-        sparse, support = _admm(scaled @ unit, eigen, first, start, pattern, rho, rounds)
-        at = torch.where(gram.diagonal() == 0, dense[rows], sparse / scale)  # exact for channels that never fired
-        return _better(dense[rows], hessian, iterations, (start, dense[rows]), (support, at))
+        if mask is None:
+            start_mask, start = keep_top(scaled.abs(), pattern), scaled
+        else:
+            start_mask, start = mask[rows], scaled * mask[rows]
+        sparse, support = _admm(scaled @ unit, eigen, start, start_mask, pattern, rho, rounds)
+        # Kept weights of channels that are always zero keep their dense value exactly.
+        unscaled = torch.where(gram.diagonal() == 0, dense[rows], sparse / scale)
+        return _better_of(dense[rows], hessian, iterations, (start_mask, dense[rows]), (support, unscaled))
 
-    slabs.fill(dense, work, solved, chosen)
-    return solved, chosen
-
-
-def _too_wide(width: int, widest: int) -> MethodError:
-    return MethodError(
-        f"alps: {width} input features are more than steps.update.widest = {widest}; raise it, set "
-        "steps.update.wider = 'sparsegpt', or give the matrix another method with a [[targets]] rule"
-    )
+    row_tiles.fill(dense, solve, solved, solved_mask)
+    return solved, solved_mask
 
 
-def _better(
-    weight: Tensor, hessian: Tensor, iterations: int, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+def _better_of(
+    weight: Tensor,
+    hessian: Tensor,
+    iterations: int,
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Weight and mask, solved from the pair (mask, weight) that then loses less, row by row; `one` where even."""
-    ends = [least_squares(weight, kept, hessian, begin, iterations, _TOLERANCE) for kept, begin in (one, other)]
-    before, after = (row_losses(weight - updated, hessian) for updated in ends)
-    takes = (after < before).unsqueeze(1)
-    return torch.where(takes, ends[1], ends[0]), torch.where(takes, other[0], one[0])
+    """Solve from two pairs (mask, start); return weight and mask of the one that loses less, row by row.
+
+    A tie goes to the first.
+    """
+    first_solved, second_solved = (
+        least_squares(weight, mask, hessian, start, iterations, _TOLERANCE) for mask, start in (first, second)
+    )
+    first_loss = row_losses(weight - first_solved, hessian)
+    second_loss = row_losses(weight - second_solved, hessian)
+    second_wins = (second_loss < first_loss).unsqueeze(1)
+    return torch.where(second_wins, second_solved, first_solved), torch.where(second_wins, second[0], first[0])
 
 
-def _scaled(hessian: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The roots of the diagonal, the Hessian over them, and the eigenvalues and vectors of that."""
+def _scaled_eigen(hessian: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Scale a Hessian to a unit diagonal.
+
+    Returns:
+        Roots of its diagonal, (in,), the scaled Hessian, (in, in), and the eigenvalues and eigenvectors of the latter.
+    """
     scale = hessian.diagonal().sqrt()
     unit = hessian / scale / scale.unsqueeze(1)
     try:
         values, vectors = torch.linalg.eigh(unit)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise NumericsError(
-            f"gram: its eigenvalues were not found ({error}); raise steps.update.damping, or take another update step"
+            f"gram: its eigendecomposition failed ({error}); raise steps.update.damping, or use another update step"
         ) from error
     return scale, unit, (values, vectors)
 
@@ -115,34 +152,53 @@ def _admm(
     pull: Tensor,
     eigen: tuple[Tensor, Tensor],
     sparse: Tensor,
-    start: Tensor,
+    start_mask: Tensor,
     pattern: AnyPattern,
     rho: float,
     rounds: int,
 ) -> tuple[Tensor, Tensor]:
-    """D and its support, (rows, in), from `pull` = W H, H of unit diagonal with these eigenvalues and vectors.
+    """Run ADMM on some rows; a row leaves the loop once its support does not change.
 
-    Rows leave once their support stands still.
+    Args:
+        pull: W H, (rows, in), with H of unit diagonal.
+        eigen: Eigenvalues, (in,), and eigenvectors, (in, in), of H.
+        sparse: D to start from, (rows, in).
+        start_mask: Its support, bool (rows, in).
+        pattern: N:M, or unstructured, which is met in every row.
+        rho: Initial penalty.
+        rounds: Most rounds.
+
+    Returns:
+        D, (rows, in), and its support, bool (rows, in).
     """
-    (values, vectors), result, support = eigen, sparse * start, start.clone()
+    values, vectors = eigen
+    result = sparse * start_mask
+    support = start_mask.clone()
     rows = torch.arange(len(pull), device=pull.device)
     penalty = torch.full((len(pull), 1), rho, dtype=pull.dtype, device=pull.device)
-    dual, seen = torch.zeros_like(pull), start
-    kept_of_row = pull.shape[1] * pattern.density
-    for turn in range(1, rounds + 1):
+    dual = torch.zeros_like(pull)
+    previous = start_mask  # the support at the last check
+    kept_per_row = pull.shape[1] * pattern.density
+    for iteration in range(1, rounds + 1):
         full = (pull - dual + penalty * sparse) @ vectors / (values + penalty) @ vectors.T
         sparse = full + dual / penalty
         kept = keep_top(sparse.abs(), pattern)
         sparse = sparse * kept
         dual = dual + penalty * (full - sparse)
-        if turn % _EVERY and turn < rounds:
+        if iteration % _ROUNDS_PER_CHECK and iteration < rounds:
             continue
-        moved = (kept != seen).sum(1, keepdim=True)
-        growth = torch.where(moved >= 0.1 * kept_of_row, 1.3, torch.where(moved >= 0.005 * kept_of_row, 1.2, 1.1))
-        goes_on = moved.squeeze(1) > 0
-        result[rows], support[rows] = sparse, kept
+        moved = (kept != previous).sum(1, keepdim=True)
+        growth = torch.where(moved >= 0.1 * kept_per_row, 1.3, torch.where(moved >= 0.005 * kept_per_row, 1.2, 1.1))
+        active = moved.squeeze(1) > 0
+        result[rows] = sparse
+        support[rows] = kept
         penalty = penalty * growth
-        rows, penalty, pull, dual, sparse, seen = (part[goes_on] for part in (rows, penalty, pull, dual, sparse, kept))
+        rows = rows[active]
+        penalty = penalty[active]
+        pull = pull[active]
+        dual = dual[active]
+        sparse = sparse[active]
+        previous = kept[active]
         if not len(rows):
             break
     return result, support
