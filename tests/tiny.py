@@ -1,4 +1,4 @@
-"""Two-block random models of every family, with a byte-level tokenizer, saved as Hugging Face folders."""
+"""Random models of two blocks for every architecture, with a byte-level tokenizer, saved as Hugging Face folders."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ _COMMON: dict[str, object] = {
 _GROUPED: dict[str, object] = {"num_key_value_heads": 2, "intermediate_size": 64}
 _GEMMA: dict[str, object] = {**_GROUPED, "head_dim": 12, "sliding_window": 16}
 _FALCON: dict[str, object] = {"ffn_hidden_size": 64, "bias": True}
-# Of other shapes than Llama's: a name, the model type, and what its config has beside what all have.
+# Families that are not shaped like Llama: a name, the model type, and keys of the config besides the common ones.
 OTHERS: dict[str, tuple[str, dict[str, object]]] = {
     "gemma2": ("gemma2", {**_GEMMA, "query_pre_attn_scalar": 8}),
     "gemma3": ("gemma3_text", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
@@ -44,14 +44,14 @@ OTHERS: dict[str, tuple[str, dict[str, object]]] = {
 }
 _SPARSE: dict[str, object] = {**_GROUPED, "num_experts_per_tok": 2, "head_dim": 8}
 _QWEN: dict[str, object] = {**_SPARSE, "num_experts": 6, "moe_intermediate_size": 16}
-# Mixtures of experts. Of the first, block 0 is without.
+# Mixtures of experts. Block 0 of the first one has no experts.
 MIXTURES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen2_moe": ("qwen2_moe", {**_QWEN, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]}),
     "qwen3_moe": ("qwen3_moe", {**_QWEN, "norm_topk_prob": True}),
     "mixtral": ("mixtral", {**_SPARSE, "num_local_experts": 4}),
     "olmoe": ("olmoe", {**_SPARSE, "num_experts": 4}),
 }
-# Of model types without a family. BLOOM's blocks give tuples and take one tensor of all windows' slopes.
+# Model types without a family. BLOOM's blocks return tuples, and take one ALiBi tensor for all windows.
 UNKNOWN: dict[str, tuple[str, dict[str, object]]] = {
     "bloom": ("bloom", {}),
     "gptj": ("gptj", {"rotary_dim": 4}),
@@ -70,13 +70,24 @@ def tiny_model(
     shard_size: str = "5GB",
     **changes: object,
 ) -> Path:
-    """Save a random model of `model_type`, or as one by name; a Llama-shaped one has 4 heads on 2, and 64 inside."""
+    """Save a random model and return its folder.
+
+    Args:
+        folder: The folder to write.
+        model_type: A model type, or a name in `OTHERS`, `MIXTURES` or `UNKNOWN`. Other model types get the config of a
+            Llama with 4 query heads on 2 key/value heads and 64 intermediate channels.
+        seed: Seed of the weights.
+        dtype: Data type of the weights.
+        tie: Whether head and embeddings are tied.
+        shard_size: Largest size of a weight file.
+        **changes: Keys of the config.
+    """
     llama: dict[str, object] = {**_GROUPED, "head_dim": 8, "pad_token_id": None}
-    model_type, own = {**OTHERS, **MIXTURES, **UNKNOWN}.get(model_type, (model_type, llama))
-    settings = {**_COMMON, "tie_word_embeddings": tie, **own, **changes}
+    model_type, keys = {**OTHERS, **MIXTURES, **UNKNOWN}.get(model_type, (model_type, llama))
+    settings = {**_COMMON, "tie_word_embeddings": tie, **keys, **changes}
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
-    for parameter in model.parameters():  # the library starts with tiny weights and unit norms: make them matter
+    for parameter in model.parameters():  # the library's initial weights are tiny, and its norms all ones
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     byte_tokenizer().save_pretrained(folder)
@@ -84,7 +95,7 @@ def tiny_model(
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, with a begin and an end token that are not added by default."""
+    """Return a tokenizer with one token per byte, and a begin and an end token that are not added by default."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate([*alphabet, "<s>", "</s>"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
@@ -94,7 +105,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def change_packed(folder: Path, **changes: object) -> None:
-    """Change what a packed folder's config.json says of its format."""
+    """Change keys of `quantization_config` in a packed folder's config.json."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"].update(changes)

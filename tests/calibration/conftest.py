@@ -3,11 +3,12 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-BEGIN, UNKNOWN = 0, 1
+BEGIN = 0
+UNKNOWN = 1
 
 
 class Words:
-    """`w7` is token 7; a begin token stands before a text by default."""
+    """A tokenizer with `w7` as token 7, which adds a begin token by default."""
 
     def __init__(self, size=100):
         vocabulary = {"<s>": BEGIN, "<unk>": UNKNOWN} | {f"w{index}": index for index in range(2, size)}

@@ -33,15 +33,15 @@ class Chat:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "wiki.test.raw", "README"])
-def test_a_text_file_is_one_document_as_it_stands(tmp_path, name):
+def test_a_text_file_is_one_unchanged_document(tmp_path, name):
     assert read_documents(written(tmp_path / name, "one\r\n\n two\n")) == ["one\r\n\n two\n"]
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_removed(tmp_path):
     assert read_documents(written(tmp_path / "a.jsonl", "\ufeff" + lines({"text": "a"}))) == ["a"]
 
 
-def test_json_lines_one_document_a_line_blank_lines_skipped_empty_texts_kept(tmp_path):
+def test_json_lines_skip_blank_lines_and_keep_empty_texts(tmp_path):
     content = '{"text": "a\u2028b"}\n\n{"text": "", "id": 3}\r\n{"text": "c"}'
     assert read_documents(written(tmp_path / "a.jsonl", content)) == ["a\u2028b", "", "c"]
 
@@ -55,7 +55,7 @@ def test_json_list(tmp_path, rows):
     assert read_documents(written(tmp_path / "a.json", json.dumps(rows, indent=1))) == ["a", "b"]
 
 
-def test_a_packed_shard_of_json_lines(tmp_path):
+def test_compressed_json_lines(tmp_path):
     data = gzip.compress(lines({"text": "a"}, {"text": "b"}).encode())
     assert read_documents(written(tmp_path / "c4-train.00000-of-01024.json.gz", data)) == ["a", "b"]
 
@@ -67,12 +67,12 @@ def test_parquet(tmp_path):
 
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
-SHARED = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
+SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
 
 
-@pytest.mark.parametrize("row", [{"messages": CHAT}, {"conversations": SHARED}, {"conversations": CHAT}])
+@pytest.mark.parametrize("row", [{"messages": CHAT}, {"conversations": SHAREGPT}, {"conversations": CHAT}])
 @pytest.mark.parametrize("field", ["text", "messages"])
-def test_chats_through_the_template(tmp_path, row, field):
+def test_chats_are_rendered_by_the_template(tmp_path, row, field):
     path = written(tmp_path / "a.jsonl", lines(row))
     assert read_documents(path, field=field, tokenizer=Chat()) == ["<user>hi<assistant>yes"]
 
@@ -141,21 +141,21 @@ def test_a_line_without_the_field_names_file_line_and_fields(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
-        ({"text": None}, "line 1: 'text' should be text, but is NoneType"),
-        ({"text": ["a"]}, "line 1: 'text' should be text, but is list"),
-        (3, "line 1: expected an object with a 'text' field, came int"),
-        ({"text": "a\ud800"}, "line 1: character 1 is half of a surrogate pair, so not text"),
+        ({"text": None}, "line 1: expected text under 'text', got NoneType"),
+        ({"text": ["a"]}, "line 1: expected text under 'text', got list"),
+        (3, "line 1: expected an object with a 'text' field, got int"),
+        ({"text": "a\ud800"}, "line 1: character 1 is an unpaired surrogate, which is not text"),
         ({}, "line 1: there is no 'text' field, only nothing; name the field"),
-        ({"messages": "hi"}, "line 1, 'messages': expected a list of messages, came str"),
+        ({"messages": "hi"}, "line 1, 'messages': expected a list of messages, got str"),
         ({"messages": [{"role": "user"}]}, "line 1, 'messages', message 1: expected role and content"),
         ({"messages": CHAT}, "line 1, 'messages': a chat needs a tokenizer with a chat template"),
     ],
 )
-def test_rows_that_hold_no_text(tmp_path, row, told):
+def test_rows_without_text(tmp_path, row, message):
     path = written(tmp_path / "a.jsonl", lines(row))
-    assert refusal(path).startswith(f"{path}, {told}")
+    assert refusal(path).startswith(f"{path}, {message}")
 
 
 def test_broken_parquet(tmp_path):

@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from eggs_ptp.calibration import windows as module
-from eggs_ptp.calibration.windows import calibration_windows, consecutive_windows, given_shape
+from eggs_ptp.calibration.windows import calibration_windows, consecutive_windows, token_file_shape
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.recipe.recipe import CalibrationSpec
 
-LONG, SHORT = 40, 5
+LONG = 40
+SHORT = 5
 
 
 @pytest.fixture
 def texts():
-    draw = random.Random(7)
+    generator = random.Random(7)
     sizes = [SHORT, LONG, SHORT, LONG + 9, 8, LONG + 3]
-    return [" ".join(f"w{draw.randint(2, 99)}" for _ in range(size)) for size in sizes]
+    return [" ".join(f"w{generator.randint(2, 99)}" for _ in range(size)) for size in sizes]
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def file(tmp_path, texts):
     return str(path)
 
 
-def drawn(tokenizer, builtin=None, *, seqlen=16, seed=0, vocab_size=100, **spec):
+def drawn(tokenizer, builtin=None, *, seqlen=16, seed=0, vocab_size=100, **settings):
     return calibration_windows(
-        CalibrationSpec(**spec), tokenizer, seqlen=seqlen, seed=seed, vocab_size=vocab_size, builtin=builtin
+        CalibrationSpec(**settings), tokenizer, seqlen=seqlen, seed=seed, vocab_size=vocab_size, builtin=builtin
     )
 
 
@@ -44,13 +45,13 @@ def refusal(*args, **options):
     return str(caught.value)
 
 
-def test_packed_windows_are_stretches_of_the_joined_text(tokenizer, texts, file):
+def test_packed_windows_are_parts_of_the_joined_text(tokenizer, texts, file):
     windows = drawn(tokenizer, text=file, nsamples=9)
-    whole = [0, *(int(word[1:]) for text in texts for word in text.split())]
-    starts = torch.randint(len(whole) - 16 + 1, (9,), generator=generator_for(0, "calibration"))
-    assert windows.tokens.tolist() == [whole[start : start + 16] for start in starts.tolist()]
+    tokens = [0, *(int(word[1:]) for text in texts for word in text.split())]
+    starts = torch.randint(len(tokens) - 16 + 1, (9,), generator=generator_for(0, "calibration"))
+    assert windows.tokens.tolist() == [tokens[start : start + 16] for start in starts.tolist()]
     assert windows.tokens.dtype == torch.int64
-    assert (windows.sampling, windows.documents, windows.text_tokens) == ("packed", len(texts), len(whole))
+    assert (windows.sampling, windows.documents, windows.text_tokens) == ("packed", len(texts), len(tokens))
     assert windows.source == file
 
 
@@ -63,16 +64,16 @@ def test_a_text_of_just_one_window(tokenizer):
     assert drawn(tokenizer, ["w2 w3"], seqlen=3, nsamples=1).tokens.tolist() == [[0, 2, 3]]
 
 
-def test_the_seed_decides(tokenizer, file):
+def test_windows_depend_on_the_seed(tokenizer, file):
     first, again, other = (drawn(tokenizer, text=file, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.tokens, again.tokens)
     assert first.digest == again.digest != other.digest
 
 
-def test_the_spec_s_seqlen_goes_before_the_default(tokenizer, file):
+def test_the_settings_seqlen_overrides_the_default(tokenizer, file):
     assert drawn(tokenizer, text=file, seqlen=16, nsamples=3).tokens.shape == (3, 16)
-    spec = CalibrationSpec(text=file, seqlen=7, nsamples=3)
-    assert calibration_windows(spec, tokenizer, seqlen=16, seed=0, vocab_size=100).tokens.shape == (3, 7)
+    settings = CalibrationSpec(text=file, seqlen=7, nsamples=3)
+    assert calibration_windows(settings, tokenizer, seqlen=16, seed=0, vocab_size=100).tokens.shape == (3, 7)
 
 
 def test_documents_follow_the_papers_rule(tokenizer, texts, file):
@@ -98,7 +99,7 @@ def test_documents_leave_the_process_s_random_numbers_alone(tokenizer, file):
     assert random.getstate() == state
 
 
-def test_documents_none_longer_than_a_window(tokenizer, texts, file):
+def test_documents_that_are_all_shorter_than_a_window(tokenizer, texts, file):
     longest = LONG + 10
     assert refusal(tokenizer, text=file, sampling="documents", seqlen=longest) == (
         f"{file}: none of the 6 documents is longer than a window of {longest} tokens, the longest has {longest}; use "
@@ -120,43 +121,43 @@ def test_the_builtin_text_is_used_where_it_is_given(tokenizer):
         windows = drawn(tokenizer, ["w2 w3", "w4"], text=text, seqlen=4, nsamples=1)
         assert windows.tokens.tolist() == [[0, 2, 3, 4]]
         assert (windows.source, windows.documents) == ("the built-in text", 2)
-    assert refusal(tokenizer, []) == "the built-in text holds no document; give a text with some"
+    assert refusal(tokenizer, []) == "the built-in text holds no documents; give a text with some"
 
 
 @pytest.mark.parametrize(
-    ("spec", "name", "whole"),
+    ("settings", "name", "download"),
     [
         ({}, "allenai/c4", False),
         ({"sampling": "documents"}, "allenai/c4", True),
         ({"text": "owner/set"}, "owner/set", False),
     ],
 )
-def test_the_hub_is_asked_otherwise(tokenizer, texts, monkeypatch, spec, name, whole):
-    asked = []
+def test_other_texts_come_from_the_hub(tokenizer, texts, monkeypatch, settings, name, download):
+    requests = []
 
     def hub_documents(name, **options):
-        asked.append((name, options["whole"], options["field"]))
+        requests.append((name, options["download"], options["field"]))
         return texts
 
     monkeypatch.setattr(module, "hub_documents", hub_documents)
-    assert drawn(tokenizer, **spec).source == name
-    assert asked == [(name, whole, "text")]
+    assert drawn(tokenizer, **settings).source == name
+    assert requests == [(name, download, "text")]
 
 
-def test_a_stream_that_was_cut_is_said(tokenizer, texts, monkeypatch):
+def test_the_source_says_how_much_of_a_stream_was_read(tokenizer, texts, monkeypatch):
     monkeypatch.setattr(module, "hub_documents", lambda name, **options: texts)
-    monkeypatch.setattr(module, "FIRST", len(texts))
+    monkeypatch.setattr(module, "STREAMED_DOCUMENTS", len(texts))
     assert drawn(tokenizer).source == "allenai/c4, first 6 documents"
 
 
-def test_a_file_goes_before_a_data_set_of_the_same_name(tokenizer, tmp_path, monkeypatch):
+def test_a_file_is_preferred_to_a_data_set_of_the_same_name(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "set").write_text("w2 w3 w4")
     assert drawn(tokenizer, text="owner/set", seqlen=3).source == "owner/set"
 
 
-def test_names_that_are_neither(tokenizer):
+def test_names_that_are_neither_a_file_nor_a_data_set(tokenizer):
     assert refusal(tokenizer, text="c4") == (
         "there is no file c4; data sets of the hub are named owner/name, such as allenai/c4"
     )
@@ -180,7 +181,7 @@ def saved(tmp_path, array):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
-def test_token_windows_take_the_place_of_nsamples_and_seqlen(tmp_path, dtype):
+def test_token_windows_replace_nsamples_and_seqlen(tmp_path, dtype):
     array = np.arange(12, dtype=dtype).reshape(3, 4)
     path = saved(tmp_path, array)
     windows = drawn(None, text=path, nsamples=7, seqlen=2)
@@ -190,31 +191,31 @@ def test_token_windows_take_the_place_of_nsamples_and_seqlen(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "message"),
     [
-        (np.zeros(4, int), "expected token windows of shape (nsamples, seqlen), came (4,)"),
-        (np.zeros((0, 4), int), "expected token windows of shape (nsamples, seqlen), came (0, 4)"),
-        (np.zeros((4, 1), int), "expected token windows of shape (nsamples, seqlen), came (4, 1)"),
-        (np.zeros((2, 3, 4), int), "expected token windows of shape (nsamples, seqlen), came (2, 3, 4)"),
-        (np.zeros((2, 3)), "expected integer token ids, came float64"),
-        (np.zeros((2, 3), bool), "expected integer token ids, came bool"),
+        (np.zeros(4, int), "expected token windows of shape (nsamples, seqlen), got (4,)"),
+        (np.zeros((0, 4), int), "expected token windows of shape (nsamples, seqlen), got (0, 4)"),
+        (np.zeros((4, 1), int), "expected token windows of shape (nsamples, seqlen), got (4, 1)"),
+        (np.zeros((2, 3, 4), int), "expected token windows of shape (nsamples, seqlen), got (2, 3, 4)"),
+        (np.zeros((2, 3)), "expected integer token ids, got float64"),
+        (np.zeros((2, 3), bool), "expected integer token ids, got bool"),
     ],
 )
-def test_arrays_that_are_no_token_windows(tmp_path, array, told):
+def test_arrays_that_are_not_token_windows(tmp_path, array, message):
     path = saved(tmp_path, array)
-    assert refusal(None, text=path) == f"{path}: {told}"
+    assert refusal(None, text=path) == f"{path}: {message}"
 
 
-def test_the_shape_is_known_from_the_header_and_checked_against_the_size(tmp_path):
+def test_the_shape_is_read_from_the_header_and_checked_against_the_size(tmp_path):
     path = Path(saved(tmp_path, np.zeros((3, 4), int)))
-    assert given_shape(path) == (3, 4)
+    assert token_file_shape(path) == (3, 4)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CalibrationError, match="cannot be read as a NumPy array of token ids"):
-        given_shape(path)
+        token_file_shape(path)
 
 
 @pytest.mark.parametrize("shape", [(2**62, 4), (2**63, 4), (True, 4)])
-def test_shapes_that_cannot_be(tmp_path, shape):
+def test_impossible_shapes(tmp_path, shape):
     path = tmp_path / "ids.npy"
     with path.open("wb") as file:
         header = {"descr": "<i8", "fortran_order": False, "shape": shape}
@@ -229,7 +230,7 @@ def test_token_windows_outside_the_vocabulary(tmp_path, bad):
 
 
 @pytest.mark.parametrize("content", [b"", b"[[1, 2]]"])
-def test_files_that_are_no_arrays(tmp_path, content):
+def test_files_that_are_not_arrays(tmp_path, content):
     path = tmp_path / "ids.npy"
     path.write_bytes(content)
     assert refusal(None, text=str(path)).startswith(f"{path} cannot be read as a NumPy array of token ids: ")
@@ -265,7 +266,7 @@ def test_consecutive_windows_drop_the_tail():
     assert consecutive_windows(tokens, 11).shape == (1, 11)
 
 
-def test_consecutive_windows_of_too_short_a_text():
+def test_consecutive_windows_of_a_text_that_is_too_short():
     with pytest.raises(CalibrationError) as caught:
         consecutive_windows(torch.arange(3), 4, source="a.txt")
     assert str(caught.value) == ("a.txt: 3 tokens are fewer than one window of 4; give more text or a smaller --seqlen")

@@ -1,4 +1,4 @@
-"""One matrix, or the readers of one activation, through a method's steps."""
+"""A method's steps applied to one matrix, or to the consumers of one activation."""
 
 import re
 import sys
@@ -8,13 +8,13 @@ import torch
 
 from eggs_ptp.core.mask import density, satisfies
 from eggs_ptp.core.pattern import Pattern, Unstructured
-from eggs_ptp.core.slabs import ALONE
+from eggs_ptp.core.row_tiles import LOCAL_ROW_TILES
 from eggs_ptp.errors import MethodError, NumericsError
-from eggs_ptp.method.apply import Job, OneOrder, common_permute, prune_readers
+from eggs_ptp.method.apply import Job, SharedPermutation, common_permute, prune_consumers
 from eggs_ptp.method.catalogue import METHODS
 from eggs_ptp.method.method import Method
 from eggs_ptp.method.step import Step
-from eggs_ptp.permute.deal import deal
+from eggs_ptp.permute.allocate import allocate
 from eggs_ptp.score.ria import ria
 
 TWO_OF_FOUR = Pattern(2, 4)
@@ -52,8 +52,8 @@ def statistic(matrix, name):
     return OUTPUT_NORMS[matrix] if name == "output_norm" else STATISTICS[name]
 
 
-def prune(given, *, seed=0, share_order=True):
-    return prune_readers(given, statistic, seed=seed, share_order=share_order)
+def prune(given_jobs, *, seed=0, share_permutation=True):
+    return prune_consumers(given_jobs, statistic, seed=seed, share_permutation=share_permutation)
 
 
 def row(**steps):
@@ -64,33 +64,33 @@ def ria_of(weight):
     return ria(weight, STATISTICS["input_norm"])
 
 
-def test_readers_share_the_order_of_their_stacked_scores():
+def test_consumers_share_the_permutation_of_their_stacked_scores():
     pruned = prune(jobs())
-    expected = deal(torch.cat([ria_of(weight) for weight in WEIGHTS.values()]), TWO_OF_FOUR, assign=True)
+    expected = allocate(torch.cat([ria_of(weight) for weight in WEIGHTS.values()]), TWO_OF_FOUR, assign=True)
     for result in pruned.values():
-        assert torch.equal(result.order, expected)
+        assert torch.equal(result.permutation, expected)
 
 
-def test_readers_have_orders_of_their_own_on_request():
-    pruned = prune(jobs(), share_order=False)
+def test_consumers_have_a_permutation_each_on_request():
+    pruned = prune(jobs(), share_permutation=False)
     for name, weight in WEIGHTS.items():
-        assert torch.equal(pruned[name].order, deal(ria_of(weight), TWO_OF_FOUR, assign=True))
-    assert not torch.equal(pruned["q"].order, pruned["k"].order)
+        assert torch.equal(pruned[name].permutation, allocate(ria_of(weight), TWO_OF_FOUR, assign=True))
+    assert not torch.equal(pruned["q"].permutation, pruned["k"].permutation)
 
 
 def test_only_the_same_permutation_for_the_same_pattern_is_shared():
-    plain = METHODS["ria_cp"].replace(permute=Step("deal"))
-    given = [
+    plain = METHODS["ria_cp"].replace(permute=Step("allocate"))
+    mixed_jobs = [
         *jobs(q=WEIGHTS["q"]),
         *jobs(pattern=Pattern(4, 8), k=WEIGHTS["k"]),
         *jobs(plain, v=WEIGHTS["v"]),
         *jobs("ria", u=WEIGHTS["v"]),
     ]
-    pruned = prune(given)
-    assert torch.equal(pruned["q"].order, deal(ria_of(WEIGHTS["q"]), TWO_OF_FOUR, assign=True))
-    assert torch.equal(pruned["k"].order, deal(ria_of(WEIGHTS["k"]), Pattern(4, 8), assign=True))
-    assert torch.equal(pruned["v"].order, deal(ria_of(WEIGHTS["v"]), TWO_OF_FOUR))
-    assert pruned["u"].order is None
+    pruned = prune(mixed_jobs)
+    assert torch.equal(pruned["q"].permutation, allocate(ria_of(WEIGHTS["q"]), TWO_OF_FOUR, assign=True))
+    assert torch.equal(pruned["k"].permutation, allocate(ria_of(WEIGHTS["k"]), Pattern(4, 8), assign=True))
+    assert torch.equal(pruned["v"].permutation, allocate(ria_of(WEIGHTS["v"]), TWO_OF_FOUR))
+    assert pruned["u"].permutation is None
 
 
 MIXED = [
@@ -101,56 +101,60 @@ MIXED = [
 ]
 
 
-def test_one_order_that_is_given_is_taken_by_every_nm_matrix():
-    given = torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(7))
-    pruned = prune_readers(MIXED, statistic, seed=0, one_order=OneOrder(given=given))
+def test_a_given_permutation_is_applied_to_every_nm_matrix():
+    permutation = torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(7))
+    pruned = prune_consumers(MIXED, statistic, seed=0, shared_permutation=SharedPermutation(given=permutation))
     for name in ("q", "k", "s"):
-        assert torch.equal(pruned[name].order, given)
-        assert satisfies(pruned[name].mask[:, given], TWO_OF_FOUR)
-    assert pruned["v"].order is None
+        assert torch.equal(pruned[name].permutation, permutation)
+        assert satisfies(pruned[name].mask[:, permutation], TWO_OF_FOUR)
+    assert pruned["v"].permutation is None
     assert torch.equal(pruned["v"].mask, prune(jobs("ria", Unstructured(0.5), v=WEIGHTS["v"]))["v"].mask)
 
 
-def test_one_order_may_be_searched_for_in_the_scores_of_those_that_permute():
+def test_a_shared_permutation_is_found_from_the_scores_of_the_matrices_that_permute():
     def search(score, permute):
         assert torch.equal(score, ria_of(WEIGHTS["q"]))
         return permute(score).flip(0)
 
-    pruned = prune_readers(MIXED, statistic, seed=0, one_order=OneOrder(search=search))
-    expected = deal(ria_of(WEIGHTS["q"]), TWO_OF_FOUR, assign=True).flip(0)
-    assert all(torch.equal(pruned[name].order, expected) for name in ("q", "k", "s"))
+    pruned = prune_consumers(MIXED, statistic, seed=0, shared_permutation=SharedPermutation(search=search))
+    expected = allocate(ria_of(WEIGHTS["q"]), TWO_OF_FOUR, assign=True).flip(0)
+    assert all(torch.equal(pruned[name].permutation, expected) for name in ("q", "k", "s"))
     assert all(
-        result.order is None for result in prune_readers(MIXED, statistic, seed=0, one_order=OneOrder()).values()
+        result.permutation is None
+        for result in prune_consumers(MIXED, statistic, seed=0, shared_permutation=SharedPermutation()).values()
     )
-    nobody = prune_readers(jobs("wanda"), statistic, seed=0, one_order=OneOrder(search=search))
-    assert all(result.order is None for result in nobody.values())
+    without_members = prune_consumers(
+        jobs("wanda"), statistic, seed=0, shared_permutation=SharedPermutation(search=search)
+    )
+    assert all(result.permutation is None for result in without_members.values())
 
 
-def test_the_permute_step_that_most_weights_ask_for_is_common():
-    plain, pattern = METHODS["ria_cp"].replace(permute=Step("deal")).bind(), Pattern(4, 8)
+def test_the_permute_step_of_most_weights_is_the_common_one():
+    plain = METHODS["ria_cp"].replace(permute=Step("allocate")).bind()
+    pattern = Pattern(4, 8)
     assigned = METHODS["ria_cp"].bind()
     score = ria_of(WEIGHTS["q"])
-    for asked, expected in (
-        ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 5)], deal(score, TWO_OF_FOUR)),
-        ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 6)], deal(score, TWO_OF_FOUR, assign=True)),
-        ([(plain, TWO_OF_FOUR, 5), (plain, pattern, 3), (plain, pattern, 3)], deal(score, pattern)),
+    for searches, expected in (
+        ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 5)], allocate(score, TWO_OF_FOUR)),
+        ([(plain, TWO_OF_FOUR, 5), (assigned, TWO_OF_FOUR, 6)], allocate(score, TWO_OF_FOUR, assign=True)),
+        ([(plain, TWO_OF_FOUR, 5), (plain, pattern, 3), (plain, pattern, 3)], allocate(score, pattern)),
     ):
-        assert torch.equal(common_permute(asked, ALONE)(score), expected)
+        assert torch.equal(common_permute(searches, LOCAL_ROW_TILES)(score), expected)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("method", ["wanda", "ria_cp", "eggs", "eggs_paper"])
 def test_results_are_in_the_original_columns_with_kept_weights_as_they_were(method, pattern):
     for name, result in prune(jobs(method, pattern)).items():
-        inside = result.mask if result.order is None else result.mask[:, result.order]
-        assert satisfies(inside, pattern)
+        permuted = result.mask if result.permutation is None else result.mask[:, result.permutation]
+        assert satisfies(permuted, pattern)
         assert torch.equal(result.weight[result.mask], WEIGHTS[name][result.mask])
         dropped = result.weight[~result.mask]
         assert not dropped.any()
         assert not torch.signbit(dropped).any()
 
 
-def test_a_kept_negative_zero_stays_what_it_was():
+def test_a_kept_negative_zero_keeps_its_sign():
     weight = torch.tensor([[1.0, 2.0, -0.0, -0.0]])
     result = prune(jobs("magnitude", Pattern(3, 4), w=weight))["w"]
     assert torch.signbit(result.weight).tolist() == [[False, False, False, True]]
@@ -162,29 +166,29 @@ def test_the_input_is_left_alone():
     assert all(torch.equal(weight, before[name]) for name, weight in WEIGHTS.items())
 
 
-@pytest.mark.parametrize("share_order", [True, False], ids=["readers", "matrix"])
+@pytest.mark.parametrize("share_permutation", [True, False], ids=["consumers", "matrix"])
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("diagonal", ["circulant", "best"])
-def test_no_blocks_is_ria_with_the_same_permutation_mask_for_mask(pattern, diagonal, share_order):
+def test_no_blocks_is_ria_with_the_same_permutation_mask_for_mask(pattern, diagonal, share_permutation):
     eggs = METHODS["eggs"].with_options({"select": {"B": 0, "diagonal": diagonal}})
-    plain = prune(jobs("ria_cp", pattern), share_order=share_order)
-    for name, result in prune(jobs(eggs, pattern), share_order=share_order).items():
+    plain = prune(jobs("ria_cp", pattern), share_permutation=share_permutation)
+    for name, result in prune(jobs(eggs, pattern), share_permutation=share_permutation).items():
         assert torch.equal(result.mask, plain[name].mask)
-        assert torch.equal(result.order, plain[name].order)
+        assert torch.equal(result.permutation, plain[name].permutation)
 
 
 def test_five_blocks_are_not():
-    given = jobs("eggs_paper", q=WEIGHTS["q"])
+    five_blocks = jobs("eggs_paper", q=WEIGHTS["q"])
     none = METHODS["eggs_paper"].with_options({"select": {"B": 0}})
-    assert not torch.equal(prune(given)["q"].mask, prune(jobs(none, q=WEIGHTS["q"]))["q"].mask)
+    assert not torch.equal(prune(five_blocks)["q"].mask, prune(jobs(none, q=WEIGHTS["q"]))["q"].mask)
 
 
-def test_decisions_and_seconds_are_noted():
+def test_diagnostics_and_seconds_are_reported():
     result = prune(jobs("eggs_paper", q=WEIGHTS["q"]))["q"]
-    assert (result.facts["B"], result.facts["diagonal_rows"]) == (5, 20)
-    assert 0 < result.facts["score_lost"] < 1
+    assert (result.diagnostics["B"], result.diagnostics["diagonal_rows"]) == (5, 20)
+    assert 0 < result.diagnostics["score_lost"] < 1
     assert result.seconds.keys() == {"score", "permute", "select"}
-    assert prune(jobs("wanda"))["q"].facts == {}
+    assert prune(jobs("wanda"))["q"].diagnostics == {}
 
 
 @pytest.mark.parametrize("group", ["row", "layer"])
@@ -216,25 +220,25 @@ def test_a_dead_channel_an_empty_row_and_equal_scores_are_no_error(method):
     assert density(prune(jobs(method, q=weight))["q"].mask) == 0.5
 
 
-def test_steps_after_the_permutation_see_data_in_its_order(own):
-    module = own(
+def test_steps_after_the_permutation_get_permuted_data(write_module):
+    module = write_module(
         "def look(score, weight, pattern, input_norm, gram, output_norm):\n"
         "    look.seen = (score, weight, input_norm, gram, output_norm)\n"
         "    return torch.tensor([True, True, False, False]).repeat(weight.shape[0], weight.shape[1] // 4)"
     )
     result = prune(jobs(METHODS["ria_cp"].replace(select=Step(f"{module}:look")), q=WEIGHTS["q"]))["q"]
     score, weight, norm, gram, output_norm = sys.modules[module].look.seen
-    order = result.order
-    assert torch.equal(weight, WEIGHTS["q"][:, order])
-    assert torch.equal(score, ria_of(WEIGHTS["q"])[:, order])
-    assert torch.equal(norm, STATISTICS["input_norm"][order])
-    assert torch.equal(gram, STATISTICS["gram"][order][:, order])
-    assert torch.equal(output_norm, OUTPUT_NORMS["q"])  # outputs stay where they are
-    assert result.mask[:, order[:4]].tolist() == [[True, True, False, False]] * 24
+    permutation = result.permutation
+    assert torch.equal(weight, WEIGHTS["q"][:, permutation])
+    assert torch.equal(score, ria_of(WEIGHTS["q"])[:, permutation])
+    assert torch.equal(norm, STATISTICS["input_norm"][permutation])
+    assert torch.equal(gram, STATISTICS["gram"][permutation][:, permutation])
+    assert torch.equal(output_norm, OUTPUT_NORMS["q"])  # outputs are not permuted
+    assert result.mask[:, permutation[:4]].tolist() == [[True, True, False, False]] * 24
 
 
-def test_random_steps_are_keyed_by_seed_and_name_alone(own):
-    module = own("def noise(weight, generator):\n    return torch.rand(weight.shape, generator=generator)")
+def test_random_steps_depend_on_seed_and_name_alone(write_module):
+    module = write_module("def noise(weight, generator):\n    return torch.rand(weight.shape, generator=generator)")
     method = row(score=Step(f"{module}:noise"), select=Step("top"))
     same = {"a": WEIGHTS["q"], "b": WEIGHTS["q"]}
     first = prune(jobs(method, **same))
@@ -244,8 +248,10 @@ def test_random_steps_are_keyed_by_seed_and_name_alone(own):
     assert not torch.equal(prune(jobs(method, **same), seed=1)["a"].mask, first["a"].mask)
 
 
-def test_refine_gets_the_mask_and_update_the_refined_one(own):
-    module = own("def other(mask):\n    return ~mask\n\n\ndef double(weight, mask):\n    return weight * 2, mask")
+def test_refine_gets_the_mask_and_update_the_refined_one(write_module):
+    module = write_module(
+        "def other(mask):\n    return ~mask\n\n\ndef double(weight, mask):\n    return weight * 2, mask"
+    )
     steps = {"score": Step("magnitude"), "select": Step("top")}
     selected = prune(jobs(row(**steps), q=WEIGHTS["q"]))["q"].mask
     refined = row(**steps, refine=Step(f"{module}:other"), update=Step(f"{module}:double"))
@@ -257,12 +263,17 @@ def test_refine_gets_the_mask_and_update_the_refined_one(own):
 @pytest.mark.parametrize(
     ("slot", "source", "error", "message"),
     [
-        ("select", "def f(score):\n    return score > 0", MethodError, "q: the mask of method 'mine' is not 2:4"),
+        (
+            "select",
+            "def f(score):\n    return score > 0",
+            MethodError,
+            "q: the mask of method 'mine' does not satisfy 2:4",
+        ),
         (
             "permute",
             "def f(score):\n    return torch.zeros(score.shape[1], dtype=torch.int64)",
             MethodError,
-            "q: expected a channel order",
+            "q: expected a channel permutation",
         ),
         (
             "update",
@@ -272,22 +283,22 @@ def test_refine_gets_the_mask_and_update_the_refined_one(own):
         ),
     ],
 )
-def test_a_step_that_breaks_its_promise_is_named(own, slot, source, error, message):
-    steps = {"score": Step("magnitude"), "select": Step("top"), slot: Step(f"{own(source)}:f")}
+def test_a_step_that_returns_something_impossible_is_named(write_module, slot, source, error, message):
+    steps = {"score": Step("magnitude"), "select": Step("top"), slot: Step(f"{write_module(source)}:f")}
     with pytest.raises(error, match=re.escape(message)):
         prune(jobs(row(**steps), q=WEIGHTS["q"]))
 
 
-def test_a_refine_step_may_ask_for_the_role(own):
-    module = own("def f(mask, role):\n    return ~mask if role == 'mlp' else mask")
+def test_a_refine_step_may_take_the_role(write_module):
+    module = write_module("def f(mask, role):\n    return ~mask if role == 'mlp' else mask")
     bound = METHODS["wanda"].replace(refine=Step(f"{module}:f")).bind()
-    given = [Job(role, WEIGHTS["q"], TWO_OF_FOUR, bound, role) for role in ("attention", "mlp")]
-    pruned = prune(given)
+    role_jobs = [Job(role, WEIGHTS["q"], TWO_OF_FOUR, bound, role) for role in ("attention", "mlp")]
+    pruned = prune(role_jobs)
     assert torch.equal(pruned["attention"].mask, ~pruned["mlp"].mask)
 
 
-def test_an_update_step_may_find_its_own_mask(own):
-    module = own(
+def test_an_update_step_may_choose_its_own_mask(write_module):
+    module = write_module(
         "def first(weight, mask, pattern):\n"
         "    assert mask is None\n"
         "    keep = torch.arange(weight.shape[1]) % pattern.group < pattern.keep\n"

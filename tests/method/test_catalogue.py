@@ -25,13 +25,14 @@ def test_a_row_binds_and_its_record_makes_the_same_method_again(name):
     record = json.loads(json.dumps(row.to_dict()))
     again = Method(name, "", "", {}).with_options(record["steps"])
     assert again.to_dict() == record == row.to_dict()
-    bound, other = row.bind(), again.bind()
-    assert [(s.name, s.function, dict(s.options)) for s in bound.links] == [
-        (s.name, s.function, dict(s.options)) for s in other.links
+    bound = row.bind()
+    bound_again = again.bind()
+    assert [(s.name, s.function, dict(s.options)) for s in bound.bound_steps] == [
+        (s.name, s.function, dict(s.options)) for s in bound_again.bound_steps
     ]
 
 
-def test_calibration_is_asked_for_by_the_methods_that_use_it():
+def test_methods_that_use_no_activations_take_no_statistics():
     for name in ("magnitude", "ri"):
         assert METHODS[name].bind().statistics == frozenset()
     for name in ("wanda", "ria", "ria_cp", "eggs_paper", "eggs"):
@@ -41,7 +42,7 @@ def test_calibration_is_asked_for_by_the_methods_that_use_it():
 def test_the_reading_of_the_paper_is_the_recommended_one():
     steps = METHODS["eggs_paper"].to_dict()["steps"]
     assert steps["score"] == {"name": "ria", "alpha": 0.5}
-    assert (steps["permute"]["dealing"], steps["permute"]["assign"]) == ("serpentine", False)
+    assert (steps["permute"]["allocation"], steps["permute"]["assign"]) == ("serpentine", False)
     assert (steps["select"]["B"], steps["select"]["diagonal"], steps["select"]["block"]) == (5, "circulant", "square")
 
 
@@ -51,7 +52,7 @@ def test_a_method_is_found_however_it_is_written(written):
 
 
 @pytest.mark.parametrize("written", ["ria_cp+wanda", "RIA-CP + Wanda"])
-def test_a_step_after_a_plus_refills_its_slot(written):
+def test_a_step_after_a_plus_replaces_the_one_of_its_slot(written):
     joined = find_method(written)
     assert joined.name == "ria_cp+wanda"
     assert joined.steps == {**METHODS["ria_cp"].steps, "score": Step("wanda")}
@@ -85,7 +86,7 @@ def test_an_unknown_method_is_named_with_the_nearest(name, message):
         find_method(name)
 
 
-def test_a_preset_keeps_its_options_when_it_is_joined_further():
+def test_a_preset_keeps_its_options_when_its_name_is_extended():
     joined = find_method("wanda+r2dsnot+sparsegpt")
     assert joined.steps["refine"] == METHODS["wanda+r2_dsnot"].steps["refine"]
     assert joined.steps["update"].name == "sparsegpt"
@@ -96,6 +97,6 @@ def test_refining_by_swaps_within_rows_starts_from_rows(name):
     assert find_method(name).bind().steps["select"].options["group"] == "row"
 
 
-def test_a_score_that_nothing_reads_is_refused():
-    with pytest.raises(MethodError, match=r"^steps\.score: nothing in 'sparsegpt\+wanda' reads the score of 'wanda'"):
+def test_a_score_that_no_step_uses_is_refused():
+    with pytest.raises(MethodError, match=r"^steps\.score: nothing in 'sparsegpt\+wanda' uses the score of 'wanda'"):
         find_method("sparsegpt+wanda").bind()

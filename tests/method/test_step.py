@@ -1,4 +1,4 @@
-"""Steps: looked up by name, options checked against the signature, data named by the parameters."""
+"""Steps: looked up by name, options checked against the signature, data by the names of the parameters."""
 
 import re
 
@@ -10,10 +10,10 @@ from eggs_ptp.errors import MethodError
 from eggs_ptp.method.step import SLOTS, Step, names
 
 
-def test_ingredients_are_the_public_files_of_a_slot():
+def test_steps_are_the_public_files_of_a_slot():
     assert {"magnitude", "ri", "ria", "wanda"} <= set(names("score"))
     assert {"expander", "top"} <= set(names("select"))
-    assert "deal" in names("permute")
+    assert "allocate" in names("permute")
     assert not any(name.startswith("_") for slot in SLOTS for name in names(slot))
 
 
@@ -32,7 +32,7 @@ def test_defaults_are_spelled_out():
     assert {"group": "layer", "count": "exact"}.items() <= options.items()
 
 
-def test_a_bound_step_calls_its_function_with_what_it_reads():
+def test_a_bound_step_calls_its_function_with_the_data_that_it_names():
     weight = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     norm = torch.tensor([4.0, 9.0])
     score = Step("ria", {"alpha": 0.5}).bind("score")({"weight": weight, "input_norm": norm}.__getitem__)
@@ -40,12 +40,14 @@ def test_a_bound_step_calls_its_function_with_what_it_reads():
     torch.testing.assert_close(score, (weight.abs() / columns + weight.abs() / rows) * torch.tensor([2.0, 3.0]))
 
 
-def test_a_pattern_annotation_says_which_kind_is_possible(own):
+def test_a_pattern_annotation_says_which_kind_is_possible(write_module):
     assert Step("expander").bind("select").patterns is Pattern
-    assert Step("deal").bind("permute").patterns is Pattern
+    assert Step("allocate").bind("permute").patterns is Pattern
     assert Step("top").bind("select").patterns is None
     assert Step("magnitude").bind("score").patterns is None
-    module = own("from eggs_ptp.core.pattern import Unstructured\n\n\ndef f(score, pattern: Unstructured): ...")
+    module = write_module(
+        "from eggs_ptp.core.pattern import Unstructured\n\n\ndef f(score, pattern: Unstructured): ..."
+    )
     assert Step(f"{module}:f").bind("select").patterns is Unstructured
 
 
@@ -71,8 +73,8 @@ def test_with_options_changes_some_and_keeps_the_others():
         ("score", "math:sinus", "'math:sinus' cannot be imported (AttributeError"),
         ("score", ":f", "':f' cannot be imported"),
         ("score", ".near:f", "'.near:f' cannot be imported"),
-        ("score", "math:pi", "'math:pi' is no Python function, but float"),
-        ("score", "os:environ", "'os:environ' is no Python function"),
+        ("score", "math:pi", "'math:pi' is not a Python function, but of type float"),
+        ("score", "os:environ", "'os:environ' is not a Python function"),
     ],
 )
 def test_a_step_that_cannot_be_found_is_named(slot, name, message):
@@ -96,8 +98,8 @@ def test_a_step_that_cannot_be_found_is_named(slot, name, message):
         ("select", "expander", {"B": "most"}, "steps.select.B: 'most' is not possible"),
         ("select", "expander", {"diagonal": "circular"}, "steps.select.diagonal: 'circular' is not possible"),
         ("select", "top", {"group": None}, "steps.select.group: None is not possible"),
-        ("permute", "deal", {"blocks": 0}, "steps.permute.blocks: 0 is not possible"),
-        ("permute", "deal", {"sparsity": 1.0}, "steps.permute.sparsity: 1.0 is not possible"),
+        ("permute", "allocate", {"blocks": 0}, "steps.permute.blocks: 0 is not possible"),
+        ("permute", "allocate", {"sparsity": 1.0}, "steps.permute.sparsity: 1.0 is not possible"),
     ],
 )
 def test_an_option_that_is_not_possible_is_named(slot, name, options, message):
@@ -110,8 +112,10 @@ def test_whole_numbers_are_possible_where_numbers_are():
     assert Step("ria", {"alpha": 1}).bind("score").options == {"alpha": 1.0}
 
 
-def test_an_own_function_is_bound_like_the_packages(own):
-    module = own("def cubed(weight: Tensor, input_var: Tensor, *, power: int = 3) -> Tensor:\n    return weight**power")
+def test_an_own_function_is_bound_like_the_packages(write_module):
+    module = write_module(
+        "def cubed(weight: Tensor, input_var: Tensor, *, power: int = 3) -> Tensor:\n    return weight**power"
+    )
     bound = Step(f"{module}:cubed", {"power": 2}).bind("score")
     assert bound.name == f"{module}:cubed"
     assert bound.data == ("weight", "input_var")
@@ -120,8 +124,8 @@ def test_an_own_function_is_bound_like_the_packages(own):
         Step(f"{module}:cubed", {"powr": 2}).bind("score")
 
 
-def test_an_own_function_without_annotations_is_bound(own):
-    module = own("def f(score, pattern, *, any=1):\n    return score")
+def test_an_own_function_without_annotations_is_bound(write_module):
+    module = write_module("def f(score, pattern, *, any=1):\n    return score")
     bound = Step(f"{module}:f", {"any": "thing"}).bind("select")
     assert bound.options == {"any": "thing"}
     assert bound.patterns is None
@@ -136,16 +140,16 @@ def test_an_own_function_without_annotations_is_bound(own):
         ("permute", "def f(score, weight): ...", "parameter 'weight' is no data that a permute step can have"),
         ("permute", "def f(score, input_norm): ...", "parameter 'input_norm' is no data that a permute step can have"),
         ("select", "def f(mask): ...", "parameter 'mask' is no data that a select step can have"),
-        ("refine", "def f(mask, order): ...", "(expected some of generator, gram, "),
+        ("refine", "def f(mask, permutation): ...", "(expected some of generator, gram, "),
         ("update", "def f(weight, mask, score): ...", "parameter 'score' is no data"),
         ("score", "def f(weight, *more): ...", "parameter 'more' is no data"),
         ("score", "def f(weight, **more): ...", "parameter 'more' is no data"),
         ("score", "def f(weight, *, alpha): ...", "option 'alpha' has no default"),
-        ("score", "def f(weight: 'Nowhere'): ...", "an annotation cannot be read at run time (name 'Nowhere'"),
+        ("score", "def f(weight: 'Nowhere'): ...", "an annotation cannot be resolved at run time (name 'Nowhere'"),
         ("score", "def f(:", "cannot be imported (SyntaxError"),
         ("score", "raise RuntimeError('no licence')", "cannot be imported (RuntimeError: no licence)"),
     ],
 )
-def test_an_own_function_that_does_not_fit_its_slot_is_refused(own, slot, source, message):
+def test_an_own_function_that_does_not_fit_its_slot_is_refused(write_module, slot, source, message):
     with pytest.raises(MethodError, match=re.escape(message)):
-        Step(f"{own(source)}:f").bind(slot)
+        Step(f"{write_module(source)}:f").bind(slot)

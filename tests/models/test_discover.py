@@ -1,4 +1,4 @@
-"""Models without a family: blocks and linears from the module tree."""
+"""Models without a family: blocks and linears are found in the module tree."""
 
 import re
 
@@ -22,11 +22,11 @@ def test_blocks_and_all_their_linears_are_found(tiny, name):
     assert (family.model_type, family.blocks, family.known, family.folds) == (name, BLOCKS[name], False, False)
     assert len(skeleton.blocks) == 2
     for block in skeleton.blocks:
-        found = [path for path, module in block.named_modules() if is_linear(module)]
-        assert [linear.path for linear in family.linears] == found
-    assert len({linear.reads for linear in family.linears}) == len(family.linears)
-    assert set(family.reach.values()) == {"fixed"}
-    assert family.writers == ()
+        paths = [path for path, module in block.named_modules() if is_linear(module)]
+        assert [linear.path for linear in family.linears] == paths
+    assert len({linear.input_activation for linear in family.linears}) == len(family.linears)
+    assert set(family.scope.values()) == {"fixed"}
+    assert family.residual_producers == ()
     assert load_family(skeleton.folder) == (family, skeleton.heads)
 
 
@@ -59,31 +59,31 @@ def test_a_model_without_blocks_is_refused(model):
         discover(model, "odd", "here")
 
 
-def test_fused_experts_are_not_passed_over_in_silence():
+def test_fused_experts_are_refused():
     config = AutoConfig.for_model(
         "gpt_oss", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_local_experts=4, vocab_size=16
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    message = r"^here: .* its experts \(model\.layers\.\*\.mlp\.experts\.gate_up_proj\) are fused matrices"
+    message = r"^here: .* its experts \(model\.layers\.\*\.mlp\.experts\.gate_up_proj\) are fused into one tensor"
     with pytest.raises(ModelError, match=message):
         discover(model, "gpt_oss", "here")
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (2, 4, 4)])
-def test_experts_that_are_no_linears_are_refused_whatever_their_axes(shape):
+def test_experts_that_are_no_linears_are_refused_for_any_shape(shape):
     model = nn.ModuleDict({"layers": _blocks(2, 8)})
     model["layers"][1]["experts"] = nn.ParameterDict({"w1": nn.Parameter(torch.zeros(shape))})
-    with pytest.raises(ModelError, match=r"its experts \(layers\.\*\.experts\.w1\) are fused matrices"):
+    with pytest.raises(ModelError, match=r"its experts \(layers\.\*\.experts\.w1\) are fused into one tensor"):
         discover(model, "odd", "here")
 
 
-def test_routers_are_left_out_and_experts_are_routed():
+def test_routers_are_not_pruned_and_experts_are_routed():
     model = nn.ModuleDict({"layers": _blocks(2, 8)})
     for block in model["layers"]:
         block["mlp"] = nn.ModuleDict({"gate": nn.Linear(8, 2), "experts": nn.ModuleList([nn.Linear(8, 8)])})
         block["router"] = nn.ModuleDict({"layer": nn.Linear(8, 2)})
-        block["gate"] = nn.Linear(8, 8)  # of something else
+        block["gate"] = nn.Linear(8, 8)  # not a router
     family = discover(model, "odd", "here")
     assert {linear.path: linear.routed for linear in family.linears} == {
         "one": False,
@@ -98,6 +98,6 @@ def test_blocks_in_two_lists_are_refused():
         {"attentions": _blocks(3, 8), "ffns": _blocks(3, 9), "norms": nn.ModuleList([nn.LayerNorm(8)] * 3)}
     )
     with pytest.raises(
-        ModelError, match=r"its blocks are in two lists, ffns and attentions, of which only one was pru"
+        ModelError, match=r"its blocks are in two lists, ffns and attentions, of which only one would be p"
     ):
         discover(model, "odd", "here")

@@ -1,4 +1,4 @@
-"""Model folders: found, or refused with what to do about it."""
+"""Model folders: found, or refused with a way out."""
 
 import json
 import re
@@ -47,15 +47,17 @@ def test_what_is_neither_a_folder_nor_a_hub_name_is_refused(name, tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ["eggs-nobody/no-such-model", "owner/bad name"])
-def test_a_hub_name_that_cannot_be_had_is_refused_in_one_line(name):
-    with pytest.raises(ModelError, match=f"^{name}: no such folder, and the hub does not give it") as caught:
+def test_a_hub_name_that_cannot_be_downloaded_is_refused_in_one_line(name):
+    with pytest.raises(
+        ModelError, match=f"^{name}: no such folder, and it cannot be downloaded from the hub"
+    ) as caught:
         find_folder(name)
     assert "HF_HUB_OFFLINE" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_no_folder(model):
-    with pytest.raises(ModelError, match=r"config\.json: expected a model folder .*, found a file"):
+    with pytest.raises(ModelError, match=r"config\.json: expected a model folder .*, got a file"):
         find_folder(str(model / "config.json"))
 
 

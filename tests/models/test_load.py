@@ -1,4 +1,4 @@
-"""Skeletons, whole models and tokenizers, and what cannot be one."""
+"""Skeletons, whole models and tokenizers: loaded, or refused."""
 
 import json
 import re
@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stranger import StrangerConfig
 from tiny import FAMILIES
+from untrusted import UntrustedConfig
 
 import eggs_ptp
 from eggs_ptp.errors import ModelError
@@ -41,7 +41,7 @@ def test_a_skeleton_has_the_structure_and_no_weights(tiny, model_type):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_ties_stand_for_each_other(tiny, model_type):
+def test_tied_tensors_may_be_stored_under_the_other_name(tiny, model_type):
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     assert load_skeleton(tiny(model_type, tie=True)).ties == {head: embedding, embedding: head}
     assert load_skeleton(tiny(model_type)).ties == {}
@@ -63,7 +63,7 @@ def test_ties_stand_for_each_other(tiny, model_type):
         ({"hidden_act": "no_such"}, "transformers cannot build this model (KeyError"),
     ],
 )
-def test_a_config_that_makes_no_model_is_refused(model, changes, message):
+def test_a_config_that_describes_no_causal_model_is_refused(model, changes, message):
     edit(model, **changes)
     with pytest.raises(ModelError, match=re.escape(message)) as caught:
         load_skeleton(model)
@@ -82,9 +82,9 @@ def test_a_whole_model_holds_the_stored_weights(tiny, model_type, tie):
     assert load_model(folder, dtype=torch.float32).dtype == torch.float32
 
 
-def test_weights_are_never_made_up(model):
+def test_missing_weights_are_never_initialised(model):
     edit(model, num_hidden_layers=3)
-    with pytest.raises(ModelError, match=r"the checkpoint lacks 9 tensors that config\.json asks for, such as mo"):
+    with pytest.raises(ModelError, match=r"the checkpoint lacks 9 tensors that config\.json requires, such as mo"):
         load_model(model)
 
 
@@ -104,10 +104,10 @@ def test_a_tokenizer_is_loaded_or_its_absence_named(model):
     assert "\n" not in str(caught.value)
 
 
-def stranger(folder, **settings):
-    """A folder with a config and one tensor, which is all that a skeleton needs."""
+def untrusted(folder, **settings):
+    """Write a folder with a config and a few tensors, which is all that a skeleton needs."""
     folder.mkdir()
-    StrangerConfig(**settings).save_pretrained(folder)
+    UntrustedConfig(**settings).save_pretrained(folder)
     save_file({f"tensor{index}": torch.zeros(1) for index in range(4)}, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -117,27 +117,27 @@ def stranger(folder, **settings):
     [
         (
             {"hidden_size": None},
-            "expected a whole number as hidden_size of model type 'stranger', but its config gives",
+            "expected an integer as hidden_size of model type 'untrusted', got None in its config",
         ),
         (
             {"hidden_size": [32]},
-            "expected a whole number as hidden_size of model type 'stranger', but its config gives",
+            "expected an integer as hidden_size of model type 'untrusted', got [32] in its config",
         ),
-        ({"kind": "headed"}, "its StrangerForCausalLM has no 'trunk' to be the model without its head, so this model"),
+        ({"kind": "headed"}, "its UntrustedForCausalLM has no 'trunk' that would be the model without its head, so"),
     ],
 )
-def test_a_model_that_lacks_what_is_needed_is_refused(tmp_path, settings, message):
+def test_a_model_without_a_required_attribute_is_refused(tmp_path, settings, message):
     with pytest.raises(ModelError, match=re.escape(f"{tmp_path / 'model'}: {message}")):
-        load_skeleton(stranger(tmp_path / "model", **settings))
+        load_skeleton(untrusted(tmp_path / "model", **settings))
 
 
-def test_nothing_is_asked_of_the_heads_of_a_model_without_a_family(tmp_path):
-    folder = stranger(tmp_path / "model", num_attention_heads=3, num_key_value_heads=[2, 4], max_seq_len=-1)
+def test_heads_of_a_model_without_a_family_are_not_read(tmp_path):
+    folder = untrusted(tmp_path / "model", num_attention_heads=3, num_key_value_heads=[2, 4], max_seq_len=-1)
     assert load_skeleton(folder).heads == load_heads(folder) == Heads(1, 1, 0)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt"])
-def test_key_value_heads_that_the_model_type_does_not_have_are_not_believed(tiny, tmp_path, name):
+def test_key_value_heads_that_the_model_type_does_not_read_are_ignored(tiny, tmp_path, name):
     folder = shutil.copytree(tiny(name), tmp_path / "model")
     edit(folder, num_key_value_heads=1)
     assert load_skeleton(folder).heads == load_heads(folder) == load_heads(tiny(name))

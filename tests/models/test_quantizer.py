@@ -1,4 +1,4 @@
-"""Packed folders in plain transformers: loaded, generated from, saved, and refused when they are damaged."""
+"""Packed folders in plain transformers: loaded, saved, used for generation, and refused if they are damaged."""
 
 import json
 import shutil
@@ -25,17 +25,17 @@ IDS = torch.tensor([[256, 72, 101, 108, 108, 111]])
 
 @pytest.fixture(scope="module")
 def folders(tiny, tmp_path_factory):
-    """`folders(family)`: a dense pruned folder and the packed one made of it."""
-    made = {}
+    """Return a function that makes a pruned dense folder and the packed one exported from it."""
+    pairs = {}
 
     def pair(family="llama", **changes):
         key = repr((family, changes))
-        if key not in made:
+        if key not in pairs:
             top = tmp_path_factory.mktemp(family)
             eggs_ptp.prune(str(tiny(family, **changes)), top / "dense", method="magnitude")
             export(top / "dense", top / "packed", "packed")
-            made[key] = top / "dense", top / "packed"
-        return made[key]
+            pairs[key] = top / "dense", top / "packed"
+        return pairs[key]
 
     return pair
 
@@ -66,8 +66,8 @@ def test_logits_and_greedy_text_are_those_of_the_dense_model(folders, family):
     assert torch.equal(greedy(packed), greedy(dense))
 
 
-def test_layers_with_tensors_of_their_own_reach_into_packed_ones(folders):
-    """The classes of Mamba start `out_proj.weight` with the mixer, whose own tensors are in the checkpoint."""
+def test_layers_with_tensors_may_initialise_packed_linears(folders):
+    """The classes of Mamba initialise `out_proj.weight` with the mixer, which has tensors in the checkpoint."""
     sizes = {"state_size": 8, "expand": 2, "num_heads": 8, "head_dim": 8, "n_groups": 1}
     dense, packed = (load(folder) for folder in folders("mamba2", **sizes))
     assert "backbone.layers.0.mixer.out_proj" in packed_modules(packed)
@@ -77,7 +77,7 @@ def test_layers_with_tensors_of_their_own_reach_into_packed_ones(folders):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_types_are_converted_as_they_are_asked_for(folders, dtype):
+def test_weights_are_converted_to_the_requested_dtype(folders, dtype):
     dense, packed = (load(folder, dtype=dtype) for folder in folders())
     module = packed.get_submodule(UP)
     assert (module.values.dtype, module.bits.dtype, packed.dtype) == (dtype, torch.uint8, dtype)
@@ -93,9 +93,9 @@ def test_device_maps(folders, device_map):
 @pytest.mark.parametrize("offload_buffers", [False, True])
 def test_blocks_offloaded_to_disk(folders, tmp_path, offload_buffers):
     dense, packed = folders()
-    where = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
-    where |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
-    model = load(packed, device_map=where, offload_folder=tmp_path, offload_buffers=offload_buffers)
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    device_map |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = load(packed, device_map=device_map, offload_folder=tmp_path, offload_buffers=offload_buffers)
     assert model.model.layers[1].mlp.up_proj.values.is_meta == offload_buffers
     assert torch.equal(greedy(model), greedy(load(dense)))
 
@@ -135,7 +135,7 @@ def test_quantised_folders_are_loaded_saved_and_made_dense(folders, tmp_path, va
     assert torch.equal(model.get_submodule(UP).weight, expected.get_submodule(UP).weight)
 
 
-ALONE = """
+WITHOUT_EGGS = """
 import sys
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, pipeline
 for load in (AutoModelForCausalLM.from_pretrained, LlamaForCausalLM.from_pretrained,
@@ -156,7 +156,9 @@ def test_transformers_alone_refuses_the_folder(folders, tmp_path, saved):
     if saved:
         load(folder).save_pretrained(tmp_path / "saved")
         folder = tmp_path / "saved"
-    done = subprocess.run([sys.executable, "-c", ALONE, str(folder)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EGGS, str(folder)], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -185,22 +187,22 @@ def test_dequantize_makes_a_plain_model(folders, tmp_path):
 
 def test_the_model_without_its_head(folders, tmp_path):
     dense, packed = folders()
-    bare = AutoModel.from_pretrained(packed)
-    assert "layers.0.mlp.up_proj" in packed_modules(bare)
+    headless = AutoModel.from_pretrained(packed)
+    assert "layers.0.mlp.up_proj" in packed_modules(headless)
     with torch.no_grad():
         expected = load(dense).model(IDS).last_hidden_state
-        torch.testing.assert_close(bare(IDS).last_hidden_state, expected)
-        bare.save_pretrained(tmp_path / "bare")
-        torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "bare")(IDS).last_hidden_state, expected)
+        torch.testing.assert_close(headless(IDS).last_hidden_state, expected)
+        headless.save_pretrained(tmp_path / "headless")
+        torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "headless")(IDS).last_hidden_state, expected)
 
 
 def test_the_whole_model_compiles_without_a_graph_break(folders):
     dense, packed = (load(folder) for folder in folders())
     torch._dynamo.reset()
-    alike, compiled = (torch.compile(model, fullgraph=True, backend="aot_eager") for model in (dense, packed))
+    compiled_dense, compiled = (torch.compile(model, fullgraph=True, backend="aot_eager") for model in (dense, packed))
     with torch.no_grad():
         try:
-            alike(IDS, use_cache=False)
+            compiled_dense(IDS, use_cache=False)
         except torch._dynamo.exc.Unsupported:
             pytest.skip("this torch does not compile this transformers' dense models either")
         logits = compiled(IDS, use_cache=False).logits
@@ -212,9 +214,9 @@ def test_gradients_are_refused(folders):
         load(folders()[1])(IDS, labels=IDS).loss.backward()
 
 
-def test_a_dense_folder_is_not_packed_by_the_way(folders):
+def test_a_dense_folder_is_not_packed_while_loading(folders):
     with pytest.raises(
-        CheckpointError, match=r"the folder is dense; load it without one, then eggs_ptp\.pack\(model\)"
+        CheckpointError, match=r"the folder is dense; load it without one, then call eggs_ptp\.pack\(model\)"
     ):
         load(folders()[0], quantization_config=EggsConfig(matrices={UP: "2:4"}))
 
@@ -233,7 +235,7 @@ def missing(folder):
     change(folder, f"{UP}.values", None)
 
 
-def short(folder):
+def too_short(folder):
     change(folder, f"{UP}.values", torch.zeros(64, 8))
 
 
@@ -241,7 +243,7 @@ def another_pattern(folder):
     change_packed(folder, matrices={UP: "1:4"})
 
 
-def cut(folder):
+def truncated(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -250,7 +252,7 @@ def future(folder):
     change_packed(folder, format=7)
 
 
-def stranger(folder):
+def unknown_matrix(folder):
     change_packed(folder, matrices={"model.layers.9.mlp.up_proj": "2:4"})
 
 
@@ -258,20 +260,20 @@ def no_linear(folder):
     change_packed(folder, matrices={"model.norm": "2:4"})
 
 
-def misfit(folder):
+def indivisible(folder):
     change_packed(folder, matrices={UP: "2:5"})
 
 
 DAMAGES = [
     (flipped, rf"^{UP}: the bits of \d+ groups do not mark 2 of 4 columns$"),
     (missing, rf"model\.safetensors: {UP}\.values is named in config\.json, but not in the checkpoint$"),
-    (short, rf"model\.safetensors: {UP}\.values has shape \[64, 8\], config\.json asks for \[64, 16\]$"),
-    (another_pattern, rf"{UP}\.values has shape \[64, 16\], config\.json asks for \[64, 8\]$"),
-    (cut, r"model\.safetensors: not a readable safetensors file"),
+    (too_short, rf"model\.safetensors: expected shape \[64, 16\] of {UP}\.values as in config\.json, got \[64, 8\]$"),
+    (another_pattern, rf"expected shape \[64, 8\] of {UP}\.values as in config\.json, got \[64, 16\]$"),
+    (truncated, r"model\.safetensors: not a readable safetensors file"),
     (future, r"^config\.json: packed format 7, this version reads formats 1, 2, 3; update eggs-ptp$"),
-    (stranger, r"model\.layers\.9\.mlp\.up_proj"),
+    (unknown_matrix, r"model\.layers\.9\.mlp\.up_proj"),
     (no_linear, r"model\.norm"),
-    (misfit, rf"^config\.json: {UP}: linear: 32 input features cannot be cut into groups of 5"),
+    (indivisible, rf"^config\.json: {UP}: linear: 32 input features cannot be cut into groups of 5"),
 ]
 
 
@@ -282,7 +284,7 @@ def test_damaged_folders_are_refused_by_name(copied, damage, message):
         load(copied)
     assert isinstance(caught.value, EggsError)
     assert "\n" not in str(caught.value)
-    with pytest.raises((CheckpointError, PatternError), match=message.replace("^", "")) as told:
+    with pytest.raises((CheckpointError, PatternError), match=message.replace("^", "")) as caught_by_load_model:
         load_model(copied)
-    assert str(told.value).count(str(copied)) == 1
-    assert "transformers cannot" not in str(told.value)
+    assert str(caught_by_load_model.value).count(str(copied)) == 1
+    assert "transformers cannot" not in str(caught_by_load_model.value)

@@ -1,4 +1,4 @@
-"""Packed checkpoints are known to transformers whichever package comes first, and importing stays cheap."""
+"""transformers knows packed checkpoints whichever package is imported first, and importing eggs_ptp stays cheap."""
 
 import subprocess
 import sys
@@ -25,11 +25,11 @@ def run(*lines):
     ],
     ids=["eggs first, twice", "transformers first"],
 )
-def test_either_may_come_first(lines):
+def test_either_package_may_be_imported_first(lines):
     run(*lines)
 
 
-def test_the_finder_leaves_nothing_behind():
+def test_the_import_hook_removes_itself():
     run(
         "import sys",
         "before = list(sys.meta_path)",

@@ -1,4 +1,4 @@
-"""Recipes and patterns of any text: a recipe, or one line that says what is wrong with it."""
+"""Recipes and patterns from any text: a recipe, or an error of one line."""
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,7 +10,15 @@ from eggs_ptp.recipe.read import read_recipe
 from eggs_ptp.recipe.recipe import Recipe
 
 KEYS = ["seed", "pattern", "method", "steps", "steps.score", "steps.score.alpha", "steps.update", "calibration", "mask"]
-KEYS += ["calibration.text", "calibration.nsamples", "targets", "targets.match", "include", "orders", "steps.select.B"]
+KEYS += [
+    "calibration.text",
+    "calibration.nsamples",
+    "targets",
+    "targets.match",
+    "include",
+    "permutation",
+    "steps.select.B",
+]
 WORDS = [
     "2:4",
     "0.5",
@@ -48,62 +56,64 @@ plain = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)),
     max_leaves=6,
 )
-often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many_examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def found_or_refused(read, kind):
-    """What was read; None where it was refused in one line that says something."""
+def read_or_refused(read, kind):
+    """Return what was read; None if it was refused in one line."""
     try:
         return read()
     except kind as error:
-        words = str(error)
-    assert words.strip()
-    assert "\n" not in words
+        message = str(error)
+    assert message.strip()
+    assert "\n" not in message
     return None
 
 
-@often
+@many_examples
 @given(st.one_of(st.text(max_size=30), st.from_regex(r"\s?[0-9]{1,20}\s?:\s?[0-9]{1,20}"), st.floats().map(str), text))
 @example("1:1" + "0" * 5000)
 @example("٢:٤")
 def test_any_pattern(words):
-    pattern = found_or_refused(lambda: parse_pattern(words), PatternError)
+    pattern = read_or_refused(lambda: parse_pattern(words), PatternError)
     assert pattern is None or (isinstance(pattern, AnyPattern) and parse_pattern(str(pattern)) == pattern)
 
 
-@often
+@many_examples
 @given(st.lists(lines, max_size=6))
 @example(["x = " + "[" * 5000])
 @example(["seed = " + "1" * 5000])
 @example(["seed = 0x" + "f" * 5000])
-def test_any_file(tmp_path, found):
+def test_any_file(tmp_path, lines):
     path = tmp_path / "recipe.toml"
-    path.write_text("\n".join(found), encoding="utf-8", errors="surrogatepass")
-    assert isinstance(found_or_refused(lambda: read_recipe(path), EggsError), Recipe | None)
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    assert isinstance(read_or_refused(lambda: read_recipe(path), EggsError), Recipe | None)
 
 
-@often
+@many_examples
 @given(st.binary(max_size=40))
 def test_any_bytes(tmp_path, content):
     (tmp_path / "recipe.toml").write_bytes(content)
-    assert isinstance(found_or_refused(lambda: read_recipe(tmp_path / "recipe.toml"), EggsError), Recipe | None)
+    assert isinstance(read_or_refused(lambda: read_recipe(tmp_path / "recipe.toml"), EggsError), Recipe | None)
 
 
-@often
+@many_examples
 @given(st.lists(st.one_of(st.tuples(keys, text).map("=".join), text), max_size=4))
 @example(["seed=" + "1" * 5000])
 @example(["targets=" + "[" * 5000])
 def test_any_override(overrides):
-    assert isinstance(found_or_refused(lambda: read_recipe(None, overrides), EggsError), Recipe | None)
+    assert isinstance(read_or_refused(lambda: read_recipe(None, overrides), EggsError), Recipe | None)
 
 
-@often
-@given(st.dictionaries(st.sampled_from(["method", "pattern", "seed", "include", "steps", "targets", "orders"]), plain))
+@many_examples
+@given(
+    st.dictionaries(st.sampled_from(["method", "pattern", "seed", "include", "steps", "targets", "permutation"]), plain)
+)
 def test_any_setting(settings):
-    assert isinstance(found_or_refused(lambda: read_recipe(None, (), **settings), EggsError), Recipe | None)
+    assert isinstance(read_or_refused(lambda: read_recipe(None, (), **settings), EggsError), Recipe | None)
 
 
-def test_what_cannot_be_a_file_is_named(tmp_path):
+def test_paths_that_cannot_be_read_are_named(tmp_path):
     for path, reason in ((tmp_path, "cannot be read"), (tmp_path / "no.toml", "cannot be read")):
         with pytest.raises(EggsError, match=reason):
             read_recipe(path)

@@ -20,7 +20,7 @@ def refusal(names=NAMES, kind=RecipeError, **keys):
 
 
 @pytest.mark.parametrize(
-    ("glob", "found"),
+    ("glob", "count"),
     [
         ("*", 12),
         ("*.mlp.*", 6),
@@ -35,18 +35,18 @@ def refusal(names=NAMES, kind=RecipeError, **keys):
         ("*.MLP.*", 0),
     ],
 )
-def test_globs_names_and_regular_expressions(glob, found):
-    assert sum(matches(glob, name) for name in NAMES) == found
+def test_globs_names_and_regular_expressions(glob, count):
+    assert sum(matches(glob, name) for name in NAMES) == count
 
 
-def test_without_rules_everything_is_the_recipe_s():
-    decided = resolve(Recipe(pattern="1:4", method="wanda"), NAMES)
-    assert list(decided) == NAMES
-    assert {verdict.pattern for verdict in decided.values()} == {Pattern(1, 4)}
-    assert {verdict.method.method.name for verdict in decided.values()} == {"wanda"}
+def test_without_rules_the_recipe_applies_to_all():
+    decisions = resolve(Recipe(pattern="1:4", method="wanda"), NAMES)
+    assert list(decisions) == NAMES
+    assert {decision.pattern for decision in decisions.values()} == {Pattern(1, 4)}
+    assert {decision.method.method.name for decision in decisions.values()} == {"wanda"}
 
 
-def test_the_first_rule_that_matches_decides():
+def test_the_first_rule_that_matches_applies():
     recipe = Recipe(
         method="ria",
         steps={"score": {"alpha": 0.7}},
@@ -57,20 +57,20 @@ def test_the_first_rule_that_matches_decides():
             {"match": "*.up_proj", "steps": {"score": {"alpha": 1.0}}},
         ],
     )
-    decided = resolve(recipe, NAMES)
+    decisions = resolve(recipe, NAMES)
 
-    def told(name):
-        verdict = decided[f"model.layers.{name}"]
-        score = verdict.method.steps["score"]
-        return str(verdict.pattern), verdict.method.method.name, score.options.get("alpha")
+    def resolved(name):
+        decision = decisions[f"model.layers.{name}"]
+        score = decision.method.steps["score"]
+        return str(decision.pattern), decision.method.method.name, score.options.get("alpha")
 
-    assert told("0.mlp.up_proj") == ("0.5", "ria", 0.7)
-    assert told("0.mlp.down_proj") == ("0.5", "ria", 0.7)
-    assert decided["model.layers.0.self_attn.q_proj"] == Skipped("skipped by targets[1] 'model.layers.0.*'")
-    assert told("1.mlp.down_proj") == ("2:4", "magnitude", None)
-    assert told("10.mlp.up_proj") == ("2:4", "ria", 1.0)
-    assert told("10.self_attn.q_proj") == ("2:4", "ria", 0.7)
-    assert decided["model.layers.0.mlp.up_proj"].pattern == Unstructured(0.5)
+    assert resolved("0.mlp.up_proj") == ("0.5", "ria", 0.7)
+    assert resolved("0.mlp.down_proj") == ("0.5", "ria", 0.7)
+    assert decisions["model.layers.0.self_attn.q_proj"] == Skipped("skipped by targets[1] 'model.layers.0.*'")
+    assert resolved("1.mlp.down_proj") == ("2:4", "magnitude", None)
+    assert resolved("10.mlp.up_proj") == ("2:4", "ria", 1.0)
+    assert resolved("10.self_attn.q_proj") == ("2:4", "ria", 0.7)
+    assert decisions["model.layers.0.mlp.up_proj"].pattern == Unstructured(0.5)
 
 
 def test_include_and_exclude():
@@ -80,18 +80,18 @@ def test_include_and_exclude():
         exclude=["model.layers.0.*"],
         targets=[{"match": "model.layers.0.*", "pattern": "1:4"}],
     )
-    decided = resolve(recipe, NAMES)
-    assert decided["model.layers.0.mlp.up_proj"] == Skipped("excluded by 'model.layers.0.*'")
-    assert decided["model.layers.1.self_attn.q_proj"] == Skipped("not included")
-    pruned = [name for name, verdict in decided.items() if isinstance(verdict, Resolved)]
+    decisions = resolve(recipe, NAMES)
+    assert decisions["model.layers.0.mlp.up_proj"] == Skipped("excluded by 'model.layers.0.*'")
+    assert decisions["model.layers.1.self_attn.q_proj"] == Skipped("not included")
+    pruned = [name for name, decision in decisions.items() if isinstance(decision, Resolved)]
     assert pruned == [name for name in NAMES if ".mlp." in name and ".0." not in name]
 
 
-LOOK = "; their names look like 'model.layers.0.self_attn.q_proj'"
+NAMES_HINT = "; their names look like 'model.layers.0.self_attn.q_proj'"
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         ({"include": ["*.mpl.*"]}, "include '*.mpl.*' matches none of the 12 matrices"),
         (
@@ -110,17 +110,17 @@ LOOK = "; their names look like 'model.layers.0.self_attn.q_proj'"
         ({"include": ["zzz"]}, "include 'zzz' matches none of the 12 matrices"),
     ],
 )
-def test_a_glob_that_matches_nothing_is_an_error(keys, told):
+def test_a_glob_that_matches_nothing_is_an_error(keys, message):
     line = refusal(**keys)
-    assert line.startswith(told)
-    assert line.endswith(LOOK)
+    assert line.startswith(message)
+    assert line.endswith(NAMES_HINT)
 
 
 def test_a_model_without_matrices():
     assert refusal([], include=["*"]) == "include '*' matches none of the 0 matrices"
 
 
-def test_a_rule_that_never_decides_is_an_error():
+def test_a_rule_that_never_applies_is_an_error():
     rules = [{"match": "*.mlp.*", "pattern": "4:8"}, {"match": "*.down_proj", "skip": True}]
     assert refusal(targets=rules) == (
         "targets[1].match '*.down_proj': every matrix it matches is taken by an earlier rule, such as targets[0]; "
@@ -132,6 +132,8 @@ def test_a_rule_that_never_decides_is_an_error():
 def test_a_pattern_that_the_method_cannot_serve_names_the_matrix():
     rules = [{"match": "*.10.mlp.up_proj", "pattern": 0.5}]
     line = refusal(kind=PatternError, method="ria_cp", targets=rules)
-    assert line.startswith("model.layers.10.mlp.up_proj: permute step 'deal' of method 'ria_cp' needs an N:M pattern")
+    assert line.startswith(
+        "model.layers.10.mlp.up_proj: permute step 'allocate' of method 'ria_cp' needs an N:M pattern"
+    )
     skipped = resolve(Recipe(method="ria_cp", exclude=["*.10.*"], targets=rules), NAMES)
     assert skipped["model.layers.10.mlp.up_proj"] == Skipped("excluded by '*.10.*'")

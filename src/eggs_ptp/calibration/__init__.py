@@ -1,1 +1,1 @@
-"""Text to token windows."""
+"""Calibration data: from text, data sets or chats to windows of tokens."""

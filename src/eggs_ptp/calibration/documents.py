@@ -1,4 +1,4 @@
-"""Files to documents."""
+"""Reads documents from files: text, JSON lines, JSON, Parquet, and chats in any of these."""
 
 import gzip
 import json
@@ -11,94 +11,112 @@ from eggs_ptp.calibration.tokens import Tokenizer
 from eggs_ptp.errors import CalibrationError
 
 _CHAT_FIELDS: Final = ("messages", "conversations")
-_ROLES: Final = {"human": "user", "gpt": "assistant"}  # the names of ShareGPT's `from`
+_ROLES: Final = {"human": "user", "gpt": "assistant"}  # ShareGPT's names for the roles
 
 
 def read_documents(
     path: str | os.PathLike[str], *, field: str = "text", tokenizer: Tokenizer | None = None
 ) -> list[str]:
-    """The documents of a file, in order.
+    """Return the documents of a file, in order.
 
-    `.jsonl`: one JSON object a line, its text under `field`, or a chat under `messages` or `conversations`, which the
-    tokenizer's chat template turns into text. `.json`: the same, or one list of such objects or strings. `.parquet`:
-    the same, one row each. Any other file is UTF-8 text, one document. A `.gz` behind the name is unpacked.
+    The name decides the format. `.jsonl` has one JSON object per line, with its text under `field`, or with a chat
+    under `messages` or `conversations`, which the tokenizer's chat template renders. `.json` has the same, or one list
+    of such objects or of strings. `.parquet` has such rows. Any other file is one document of UTF-8 text. Files whose
+    names end in `.gz` are decompressed.
+
+    Args:
+        path: The file.
+        field: Field of a row that holds its text.
+        tokenizer: The tokenizer whose chat template renders chats.
 
     Raises:
-        CalibrationError: missing, unreadable or empty; not UTF-8 (byte offset); broken JSON, or a document without
-            its field (line).
+        CalibrationError: The file is missing, unreadable or empty; it is not UTF-8 (byte offset) or not JSON (line); or
+            a document has no such field (line).
     """
     path = Path(path)
-    kinds = [suffix.lower() for suffix in path.suffixes]
-    kind = next((kind for kind in reversed(kinds) if kind != ".gz"), "")
-    if kind == ".parquet":
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffix = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
+    if suffix == ".parquet":
         rows = _parquet_rows(path)
     else:
-        text = _text(path)
-        if kind == ".json" and text.lstrip()[:1] == "[":
+        text = _read_text(path)
+        if suffix == ".json" and text.lstrip()[:1] == "[":
             rows = _list_rows(path, text)
-        elif kind in (".jsonl", ".json"):
+        elif suffix in (".jsonl", ".json"):
             rows = _line_rows(path, text)
         else:
             rows = iter([(str(path), text)])
-    documents = [document_of(where, row, field, tokenizer) for where, row in rows]
+    documents = [document_of(location, row, field, tokenizer) for location, row in rows]
     if not any(document.strip() for document in documents):
         raise CalibrationError(f"{path} holds no text; give a file with some")
     return documents
 
 
-def document_of(where: str, row: Any, field: str, tokenizer: Tokenizer | None) -> str:
-    """The text of one row of a data set; `where` says which.
+def document_of(location: str, row: Any, field: str, tokenizer: Tokenizer | None) -> str:
+    """Return the text of a row of a data set.
+
+    Args:
+        location: Which row it is, for error messages.
+        row: A string, or an object whose text is under `field`, or which holds a chat.
+        field: The field.
+        tokenizer: The tokenizer whose chat template renders chats.
 
     Raises:
-        CalibrationError: no such field, or no text in it.
+        CalibrationError: The row has no such field, or the field holds no text.
     """
     if isinstance(row, str):
         text = row
     elif not isinstance(row, Mapping):
-        raise CalibrationError(f"{where}: expected an object with a {field!r} field, came {type(row).__name__}")
+        raise CalibrationError(f"{location}: expected an object with a {field!r} field, got {type(row).__name__}")
     elif field not in _CHAT_FIELDS and field in row:
         text = row[field]
     else:
-        chat = next((name for name in (field, *_CHAT_FIELDS) if name in row), None)
-        if chat is None:
-            known = ", ".join(map(repr, row)) or "nothing"
+        chat_field = next((name for name in (field, *_CHAT_FIELDS) if name in row), None)
+        if chat_field is None:
+            existing = ", ".join(map(repr, row)) or "nothing"
             raise CalibrationError(
-                f"{where}: there is no {field!r} field, only {known}; "
+                f"{location}: there is no {field!r} field, only {existing}; "
                 "name the field that holds the text (--set calibration.text_field=NAME)"
             )
-        text = _chat_text(f"{where}, {chat!r}", row[chat], tokenizer)
+        text = _render_chat(f"{location}, {chat_field!r}", row[chat_field], tokenizer)
     if not isinstance(text, str):
-        raise CalibrationError(f"{where}: {field!r} should be text, but is {type(text).__name__}")
+        raise CalibrationError(f"{location}: expected text under {field!r}, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise CalibrationError(f"{where}: character {error.start} is half of a surrogate pair, so not text") from None
+        raise CalibrationError(
+            f"{location}: character {error.start} is an unpaired surrogate, which is not text"
+        ) from None
     return text
 
 
-def _chat_text(where: str, chat: Any, tokenizer: Tokenizer | None) -> Any:
+def _render_chat(location: str, chat: Any, tokenizer: Tokenizer | None) -> Any:
+    """Return a chat as text, rendered by the tokenizer's chat template."""
     if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat) or not chat:
-        raise CalibrationError(f"{where}: expected a list of messages, came {type(chat).__name__}")
+        raise CalibrationError(f"{location}: expected a list of messages, got {type(chat).__name__}")
     messages = []
     for number, turn in enumerate(chat, 1):
         role = turn.get("role") or turn.get("from")
         content = turn.get("content") or turn.get("value")
         if not isinstance(role, str) or not isinstance(content, str):
-            raise CalibrationError(f"{where}, message {number}: expected role and content (or from and value) as text")
+            raise CalibrationError(
+                f"{location}, message {number}: expected role and content (or from and value) as text"
+            )
         messages.append({"role": _ROLES.get(role, role), "content": content})
     template = getattr(tokenizer, "apply_chat_template", None)
     if template is None:
-        raise CalibrationError(f"{where}: a chat needs a tokenizer with a chat template; give plain text instead")
+        raise CalibrationError(f"{location}: a chat needs a tokenizer with a chat template; give plain text instead")
     try:
         return template(messages, tokenize=False)
-    except Exception as error:  # templates are programs of other people's, and raise what they like
+    except Exception as error:  # templates are programs from the model's folder and may raise anything
         reason = " ".join(str(error).split())[:200]
         raise CalibrationError(
-            f"{where}: the tokenizer's chat template fails ({reason}); give plain text instead"
+            f"{location}: the tokenizer's chat template fails ({reason}); give plain text instead"
         ) from error
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
+    """Return the text of a file, decompressed if its name ends in `.gz`."""
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
@@ -118,30 +136,36 @@ def _text(path: Path) -> str:
 
 
 def _line_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): JSON strings may hold other line separators as they are.
+    """Yield the location and the content of each line of a JSON-lines file."""
+    # Not splitlines(): JSON strings may contain other line separators.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
             except json.JSONDecodeError as error:
                 raise CalibrationError(
-                    f"{path}, line {number}, column {error.colno}: not JSON: {error.msg}; expected one object a line"
+                    f"{path}, line {number}, column {error.colno}: not JSON: {error.msg}; expected one object per line"
                 ) from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or as many brackets
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # a number of thousands of digits, or thousands of open brackets
                 raise CalibrationError(f"{path}, line {number}: cannot be read as JSON: {error}") from None
 
 
 def _list_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Return the location and the content of each item of a JSON list."""
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise CalibrationError(f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # as above
+    except (ValueError, RecursionError) as error:  # see `_line_rows`
         raise CalibrationError(f"{path}: cannot be read as JSON: {error}") from None
     return ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the location and the content of each row of a Parquet file."""
     if not path.is_file():
         raise CalibrationError(f"there is no file {path}; check the name")
     try:

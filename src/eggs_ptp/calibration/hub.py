@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub to documents."""
+"""Reads documents from data sets of the Hugging Face hub."""
 
 import itertools
 import re
@@ -15,12 +15,12 @@ _C4_SHARDS: Final = {
     "train": "en/c4-train.00000-of-01024.json.gz",
     "validation": "en/c4-validation.00000-of-00008.json.gz",
 }
-FIRST: Final = 20_000
-"""How many documents a stream is read for: some ten million tokens of C4."""
+STREAMED_DOCUMENTS: Final = 20_000
+"""Number of documents that are read from a stream: about ten million tokens of C4."""
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether it looks like `owner/name` or `owner/name:config` rather than a file."""
+    """Return whether a text looks like `owner/name` or `owner/name:config` rather than a file."""
     suffix = re.search(r"\.[A-Za-z]\w*$", text)
     return suffix is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", text) is not None
 
@@ -28,21 +28,27 @@ def is_hub_name(text: str) -> bool:
 def hub_documents(
     name: str,
     *,
-    whole: bool,
+    download: bool,
     split: str = "train",
     field: str = "text",
     tokenizer: Tokenizer | None = None,
     flag: str = "--calibration",
 ) -> Sequence[str]:
-    """One split of a data set, `owner/name` or `owner/name:config`; of C4 the first English shard of the split.
+    """Return the documents of a data set's split; of C4, those of the split's first English shard.
 
-    `whole` downloads it and reads a document when it is asked for; else the first 20,000 documents are streamed.
-    `flag` is the option that takes a file instead, for messages.
+    Args:
+        name: `owner/name` or `owner/name:config`.
+        download: Whether to download the whole split and read each document when it is accessed. Otherwise the first
+            20,000 documents are streamed.
+        split: The split.
+        field: Field of a row that holds its text.
+        tokenizer: The tokenizer whose chat template renders chats.
+        flag: The command-line option that takes a file instead, for error messages.
 
     Raises:
         CalibrationError: `datasets` is not installed, or the hub or the data set cannot be reached.
     """
-    remedy = f"pass {flag} FILE with a text of yours (.txt, .jsonl, .parquet)"
+    remedy = f"pass {flag} FILE with a text of your own (.txt, .jsonl, .parquet)"
     try:
         import datasets
     except ImportError:
@@ -52,11 +58,12 @@ def hub_documents(
     owner_and_name, _, config = name.partition(":")
     files = {"data_files": {split: _C4_SHARDS[split]}} if name == C4 else {}
     try:
-        if not (whole and _is_cached(owner_and_name)):
+        if not (download and _is_cached(owner_and_name)):
             _check_reachable(owner_and_name)
-        rows = datasets.load_dataset(owner_and_name, config or None, split=split, streaming=not whole, **files)
-        rows = rows if whole else list(itertools.islice(rows, FIRST))
-    except Exception as error:  # both libraries raise what their network layers raise
+        rows = datasets.load_dataset(owner_and_name, config or None, split=split, streaming=not download, **files)
+        if not download:
+            rows = list(itertools.islice(rows, STREAMED_DOCUMENTS))
+    except Exception as error:  # both libraries let errors of their network layers through
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CalibrationError(f"the text {name} cannot be read from the hub ({reason}); {remedy}") from error
     return _Documents(name, rows, field, tokenizer)
@@ -69,24 +76,29 @@ def _is_cached(name: str) -> bool:
 
 
 def _check_reachable(name: str) -> None:
-    # Without a network, datasets takes half a minute of retries to say so; this says it at once.
+    # Without a network, datasets retries for half a minute before it raises; this raises at once.
     from huggingface_hub import HfApi
 
     HfApi().dataset_info(name, timeout=10)
 
 
 class _Documents(Sequence[str]):
+    """Rows of a data set as documents, each made when it is accessed."""
+
     def __init__(self, name: str, rows: Any, field: str, tokenizer: Tokenizer | None) -> None:
-        self._name, self._rows, self._field, self._tokenizer = name, rows, field, tokenizer
+        self._name = name
+        self._rows = rows
+        self._field = field
+        self._tokenizer = tokenizer
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        return document_of(f"{self._name}, row {place + 1}", self._rows[place], self._field, self._tokenizer)
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return document_of(f"{self._name}, row {index + 1}", self._rows[index], self._field, self._tokenizer)

@@ -1,4 +1,4 @@
-"""Documents to one stretch of tokens."""
+"""Tokenises documents into one sequence of tokens."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,85 +10,111 @@ from torch import Tensor
 
 from eggs_ptp.errors import CalibrationError
 
-ENCODING: Final = 200  # bytes that an encoding takes for each character
-STEP: Final = 2**15  # characters that are encoded at once where that changes no token
-_CHUNK: Final = 2**22  # characters that are encoded at once at most
-_BESIDE: Final = 2**10  # characters behind a cut with which it is tried
-_CUTS: Final = re.compile(r"\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")  # where most tokenizers part a text
+ENCODING_BYTES: Final = 200  # memory that an encoding takes per character
+CHUNK_CHARACTERS: Final = 2**15  # characters that are encoded at once, where that changes no token
+_MAX_CHARACTERS: Final = 2**22  # characters that are encoded at once at most
+_LOOKAHEAD: Final = 2**10  # characters after a cut that are encoded to check that the cut changes no token
+_CUTS: Final = re.compile(r"\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")  # where most tokenizers split a text
 
 
 class Tokenizer(Protocol):
-    """What this package asks of a tokenizer; the tokenizers of transformers are such."""
+    """The part of a tokenizer's interface that is used here; those of transformers have it."""
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any:
-        """An object whose `input_ids` are the token ids of the text."""
+        """Return an object whose `input_ids` are the token ids of the text."""
 
 
 def token_ids(text: str, tokenizer: Tokenizer, *, special: bool = True) -> list[int]:
-    """The ids of one text, with the special tokens that the tokenizer puts around it by default."""
-    # Not verbose: a text longer than the model's context is no mistake here, it is going to be cut.
+    """Return the token ids of one text.
+
+    Args:
+        text: The text.
+        tokenizer: The tokenizer.
+        special: Whether to include the special tokens that the tokenizer adds by default.
+    """
+    # verbose=True would warn of texts longer than the model's context, but they are going to be cut into windows.
     return list(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
 
 def tokenise(documents: Iterable[str], tokenizer: Tokenizer) -> Tensor:
-    """The documents joined by a blank line and tokenised once with the tokenizer's defaults, int64 (tokens,).
+    """Join documents by blank lines, and tokenise them once with the tokenizer's defaults.
 
-    A text of more than four million characters is tokenised piece by piece, cut after blank lines where there are
-    any; special tokens stand around the whole only. Encodings take much memory, so pieces are smaller where that
-    changes no token.
+    A text of more than four million characters is tokenised in pieces, cut after blank lines where there are any;
+    special tokens are added to the beginning and the end of the whole text only. As encodings take much memory, shorter
+    chunks are encoded where that changes no token.
+
+    Args:
+        documents: The documents.
+        tokenizer: The tokenizer.
+
+    Returns:
+        Token ids, int64 (tokens,).
 
     Raises:
-        CalibrationError: a long text, and a tokenizer that puts special tokens inside a text.
+        CalibrationError: The text is longer than four million characters, and the tokenizer adds special tokens inside
+            of a text.
     """
     text = "\n\n".join(documents)
-    if len(text) <= min(_CHUNK, 2 * STEP):
+    if len(text) <= min(_MAX_CHARACTERS, 2 * CHUNK_CHARACTERS):
         return torch.tensor(token_ids(text, tokenizer), dtype=torch.int64)
-    sample = text[: min(_CHUNK, STEP)]
-    around = _around(token_ids(sample, tokenizer), token_ids(sample, tokenizer, special=False))
-    if around is None and len(text) <= _CHUNK:
+    sample = text[: min(_MAX_CHARACTERS, CHUNK_CHARACTERS)]
+    special_tokens = _special_tokens(token_ids(sample, tokenizer), token_ids(sample, tokenizer, special=False))
+    if special_tokens is None and len(text) <= _MAX_CHARACTERS:
         return torch.tensor(token_ids(text, tokenizer), dtype=torch.int64)
-    if around is None:
+    if special_tokens is None:
         raise CalibrationError(
-            f"this tokenizer puts special tokens inside a text, so a text of more than {_CHUNK} characters cannot be "
-            "tokenised in pieces; give a shorter text"
+            f"this tokenizer adds special tokens inside of a text, so a text of more than {_MAX_CHARACTERS} characters "
+            "cannot be tokenised in pieces; give a shorter text"
         )
-    before, after = ([ids] for ids in around)
-    inside = (ids for piece in _pieces(text) for ids in _steps(piece, tokenizer))
-    return torch.cat([torch.tensor(ids, dtype=torch.int64) for ids in chain(before, inside, after)])
+    begin, end = ([ids] for ids in special_tokens)
+    inner = (ids for piece in _pieces(text) for ids in _chunk_ids(piece, tokenizer))
+    return torch.cat([torch.tensor(ids, dtype=torch.int64) for ids in chain(begin, inner, end)])
 
 
 def _pieces(text: str) -> Iterator[str]:
+    """Cut a text into pieces of at most `_MAX_CHARACTERS`: after a blank line, a line or a word, if it has any."""
     start = 0
-    while len(text) - start > _CHUNK:
-        end = start + _CHUNK
-        cuts = (text.rfind(mark, start, end) + len(mark) for mark in ("\n\n", "\n", " "))
-        cut = next((cut for cut in cuts if cut > start + _CHUNK // 2), end)
+    while len(text) - start > _MAX_CHARACTERS:
+        end = start + _MAX_CHARACTERS
+        cuts = (text.rfind(separator, start, end) + len(separator) for separator in ("\n\n", "\n", " "))
+        cut = next((cut for cut in cuts if cut > start + _MAX_CHARACTERS // 2), end)
         yield text[start:cut]
         start = cut
     yield text[start:]
 
 
-def _steps(text: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """The ids of a text without special tokens, some characters at a time, as they are where it is encoded at once.
+def _chunk_ids(text: str, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield the token ids of a text without special tokens, chunk by chunk; the same as if it were encoded at once.
 
-    A text is cut only where what follows is encoded as it is by itself.
+    The text is cut only where what follows is encoded in the same way with and without what precedes it.
     """
-    start, tried = 0, True
-    while tried and len(text) - start > 2 * STEP:
-        tried = False
-        places = [[*mark.finditer(text, start + STEP // 2, start + STEP)][-1:] for mark in _CUTS]
-        for cut in (place.end() for found in places for place in found):
-            beside = text[cut : cut + _BESIDE]
-            both, own = (token_ids(part, tokenizer, special=False) for part in (text[start:cut] + beside, beside))
-            if own and both[-len(own) :] == own:
-                yield both[: -len(own)]
-                start, tried = cut, True
+    start = 0
+    was_cut = True
+    while was_cut and len(text) - start > 2 * CHUNK_CHARACTERS:
+        was_cut = False
+        for pattern in _CUTS:
+            matches = [*pattern.finditer(text, start + CHUNK_CHARACTERS // 2, start + CHUNK_CHARACTERS)]
+            if not matches:
+                continue
+            cut = matches[-1].end()
+            lookahead = text[cut : cut + _LOOKAHEAD]
+            joint_ids = token_ids(text[start:cut] + lookahead, tokenizer, special=False)
+            lookahead_ids = token_ids(lookahead, tokenizer, special=False)
+            if lookahead_ids and joint_ids[-len(lookahead_ids) :] == lookahead_ids:
+                yield joint_ids[: -len(lookahead_ids)]
+                start = cut
+                was_cut = True
                 break
     yield token_ids(text[start:], tokenizer, special=False)
 
 
-def _around(ids: list[int], plain: list[int]) -> tuple[list[int], list[int]] | None:
-    """Special tokens before and behind the others; None where some are between them."""
+def _special_tokens(ids: list[int], plain: list[int]) -> tuple[list[int], list[int]] | None:
+    """Return the special tokens before and after a text; None if there are some inside of it.
+
+    Args:
+        ids: The text's tokens with special tokens.
+        plain: The text's tokens without special tokens.
+    """
     for start in range(len(ids) - len(plain) + 1):
         end = start + len(plain)
         if ids[start:end] == plain:

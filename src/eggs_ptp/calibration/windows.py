@@ -1,4 +1,4 @@
-"""Documents to token windows."""
+"""Draws windows of calibration tokens from documents."""
 
 import hashlib
 import importlib.util
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from eggs_ptp.calibration.documents import read_documents
-from eggs_ptp.calibration.hub import C4, FIRST, hub_documents, is_hub_name
-from eggs_ptp.calibration.tokens import ENCODING, STEP, Tokenizer, token_ids, tokenise
+from eggs_ptp.calibration.hub import C4, STREAMED_DOCUMENTS, hub_documents, is_hub_name
+from eggs_ptp.calibration.tokens import CHUNK_CHARACTERS, ENCODING_BYTES, Tokenizer, token_ids, tokenise
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.errors import CalibrationError
 
 BUILTIN: Final = "the built-in text"
 _BUILTIN_BYTES: Final = 200_000
-_DOCUMENT: Final = 2_500  # bytes, of a data set
-_UNPACKED: Final = 6  # times as large as the file
-_READ: Final = 8  # bytes for each of a text: it twice, and a quarter as many tokens, also twice
+_DOCUMENT_BYTES: Final = 2_500  # of a data set on the hub
+_COMPRESSION: Final = 6  # size of a text divided by that of its compressed file
+_BYTES_PER_BYTE: Final = 8  # memory per byte of text: two copies of it, and two of a quarter as many tokens, int64
 
 
-class Spec(Protocol):
-    """What to calibrate on: the `[calibration]` table of a recipe is one."""
+class WindowSettings(Protocol):
+    """Which windows to draw; the `[calibration]` table of a recipe has these attributes."""
 
     @property
     def text(self) -> str | None:
@@ -35,11 +35,11 @@ class Spec(Protocol):
 
     @property
     def nsamples(self) -> int:
-        """How many windows."""
+        """Number of windows."""
 
     @property
     def seqlen(self) -> int | None:
-        """Tokens in a window, or None for the default."""
+        """Tokens of each window, or None for the default."""
 
     @property
     def sampling(self) -> str:
@@ -47,15 +47,20 @@ class Spec(Protocol):
 
     @property
     def text_field(self) -> str:
-        """Where rows of data sets have their text."""
+        """Field of a data set's row that holds the text."""
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Calibration tokens, int64 [nsamples, seqlen], and where they come from.
+    """Windows of calibration tokens, and where they come from.
 
-    `text_tokens` counts the tokens that the windows were drawn from: those of the whole text when packed, those of
-    the documents looked at for `documents`, those of the file for token windows (`sampling` is then `given`).
+    Attributes:
+        tokens: Token ids, int64 (nsamples, seqlen).
+        source: The text that they were drawn from.
+        sampling: How: "packed" or "documents"; "given" if they were read from a file of token windows.
+        documents: Number of documents of the text.
+        text_tokens: Number of tokens that the windows were drawn from: those of the whole text for "packed", those of
+            the documents that were tokenised for "documents", those of the file for "given".
     """
 
     tokens: Tensor
@@ -66,11 +71,11 @@ class Windows:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the token ids, row after row, as little-endian int64."""
+        """SHA-256 of the token ids, row by row, as little-endian int64."""
         return hashlib.sha256(self.tokens.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for records."""
+        """Return plain data for records."""
         nsamples, seqlen = self.tokens.shape
         return {
             "source": self.source,
@@ -84,7 +89,7 @@ class Windows:
 
 
 def calibration_windows(
-    spec: Spec,
+    settings: WindowSettings,
     tokenizer: Tokenizer | None,
     *,
     seqlen: int,
@@ -92,28 +97,33 @@ def calibration_windows(
     vocab_size: int,
     builtin: Sequence[str] | None = None,
 ) -> Windows:
-    """Draw the windows that `spec` asks for; `seqlen` holds where it names none.
+    """Draw calibration windows, or read them from a file of token windows.
 
-    The text is the documents `builtin` where they are given, else `spec.text`, else C4 from the hub. A tokenizer is
-    not needed for `.npy` token windows, whose shape takes the place of `nsamples` and `seqlen`.
+    Args:
+        settings: Which windows to draw. If `text` is a file of token windows, `nsamples` and `seqlen` are ignored.
+        tokenizer: The model's tokenizer; may be None for token windows.
+        seqlen: Tokens of each window, unless `settings` says so.
+        seed: Seed of the windows.
+        vocab_size: Number of token ids of the model.
+        builtin: Documents to draw from in place of `settings.text`; without either it is C4 from the hub.
 
     Raises:
-        CalibrationError: a text that is missing, unreadable or too short, or tokens that the model does not have.
+        CalibrationError: The text is missing, unreadable or too short, or has tokens that the model does not have.
     """
-    length = spec.seqlen or seqlen
-    if spec.text is not None and is_given(spec.text):
-        windows = _given(Path(spec.text))
+    length = settings.seqlen or seqlen
+    if settings.text is not None and is_token_file(settings.text):
+        windows = _read_token_file(Path(settings.text))
     else:
         if tokenizer is None:
             raise CalibrationError(
                 "the model has no tokenizer, so text cannot be turned into tokens; add its tokenizer files, or pass "
                 "token windows (--calibration FILE.npy)"
             )
-        source, documents = _documents(spec, tokenizer, builtin)
+        source, documents = _documents(settings, tokenizer, builtin)
         if not documents:
-            raise CalibrationError(f"{source} holds no document; give a text with some")
-        draw = _from_documents if spec.sampling == "documents" else _packed
-        windows = draw(source, documents, tokenizer, spec.nsamples, length, seed)
+            raise CalibrationError(f"{source} holds no documents; give a text with some")
+        draw = _draw_from_documents if settings.sampling == "documents" else _draw_packed
+        windows = draw(source, documents, tokenizer, settings.nsamples, length, seed)
     low, high = int(windows.tokens.min()), int(windows.tokens.max())
     if low < 0 or high >= vocab_size:
         raise CalibrationError(
@@ -123,37 +133,46 @@ def calibration_windows(
     return windows
 
 
-def is_given(text: str | None) -> bool:
-    """Whether it names a file of token windows."""
+def is_token_file(text: str | None) -> bool:
+    """Return whether the calibration text is a file of token windows."""
     return str(text).lower().endswith(".npy")
 
 
-def drawing_bytes(text: str | None) -> int:
-    """About what it takes to read a text and turn it into tokens."""
-    if is_given(text):
+def tokenisation_bytes(text: str | None) -> int:
+    """Estimate the memory, in bytes, for reading and tokenising a calibration text."""
+    if is_token_file(text):
         return 0
     path = Path(text or "")
-    size = FIRST * _DOCUMENT if not text or is_hub_name(text) else _BUILTIN_BYTES
+    size = STREAMED_DOCUMENTS * _DOCUMENT_BYTES if not text or is_hub_name(text) else _BUILTIN_BYTES
     if text and path.is_file():
-        size = path.stat().st_size * (_UNPACKED if path.suffix.lower() in (".gz", ".parquet") else 1)
-    return _READ * size + ENCODING * min(size, 2 * STEP)
+        size = path.stat().st_size * (_COMPRESSION if path.suffix.lower() in (".gz", ".parquet") else 1)
+    return _BYTES_PER_BYTE * size + ENCODING_BYTES * min(size, 2 * CHUNK_CHARACTERS)
 
 
-def given_shape(path: Path) -> tuple[int, int]:
-    """How many token windows a file holds, and of how many tokens; only its header is read.
+def token_file_shape(path: Path) -> tuple[int, int]:
+    """Return the number of windows in a file of token windows, and their length; only its header is read.
 
     Raises:
-        CalibrationError: it holds anything else.
+        CalibrationError: It is not such a file.
     """
-    nsamples, seqlen = _array(path).shape
+    nsamples, seqlen = _open_token_file(path).shape
     return nsamples, seqlen
 
 
 def consecutive_windows(tokens: Tensor, seqlen: int, limit: int | None = None, source: str = "the text") -> Tensor:
-    """Windows one after the other without overlap, the tail dropped: (tokens,) -> [windows, seqlen].
+    """Return windows that follow each other without overlap; a tail that does not fill a window is dropped.
+
+    Args:
+        tokens: Token ids, (tokens,).
+        seqlen: Tokens of each window.
+        limit: Number of windows at most; None for all.
+        source: What the tokens are, for the error message.
+
+    Returns:
+        (windows, seqlen).
 
     Raises:
-        CalibrationError: fewer tokens than one window.
+        CalibrationError: There are fewer tokens than one window has.
     """
     _check_length(source, tokens.numel(), seqlen)
     windows = tokens[: tokens.numel() // seqlen * seqlen].view(-1, seqlen)
@@ -161,10 +180,13 @@ def consecutive_windows(tokens: Tensor, seqlen: int, limit: int | None = None, s
 
 
 def check_source(text: str | None) -> None:
-    """Refuse early what cannot be a calibration text; whether the hub gives a data set shows when it is asked.
+    """Refuse early what cannot be a calibration text. Whether a data set of the hub exists is not checked.
+
+    Args:
+        text: A file, a data set of the hub, or None for C4.
 
     Raises:
-        CalibrationError: no such file, a folder, or a data set of the hub without the package that reads it.
+        CalibrationError: There is no such file, it is a folder, or the package that reads data sets is not installed.
     """
     name = C4 if text is None else text
     if Path(name).is_dir():
@@ -182,81 +204,87 @@ def check_source(text: str | None) -> None:
         )
 
 
-def _documents(spec: Spec, tokenizer: Tokenizer, builtin: Sequence[str] | None) -> tuple[str, Sequence[str]]:
+def _documents(
+    settings: WindowSettings, tokenizer: Tokenizer, builtin: Sequence[str] | None
+) -> tuple[str, Sequence[str]]:
+    """Return the text's name and its documents."""
     if builtin is not None:
         return BUILTIN, builtin
-    name = C4 if spec.text is None else spec.text
-    if spec.text is not None and (Path(name).exists() or not is_hub_name(name)):
+    name = C4 if settings.text is None else settings.text
+    if settings.text is not None and (Path(name).exists() or not is_hub_name(name)):
         if not Path(name).exists() and not Path(name).suffix:
             raise CalibrationError(f"there is no file {name}; data sets of the hub are named owner/name, such as {C4}")
-        return name, read_documents(name, field=spec.text_field, tokenizer=tokenizer)
-    whole = spec.sampling == "documents"
-    found = hub_documents(name, whole=whole, field=spec.text_field, tokenizer=tokenizer)
-    return name if whole or len(found) < FIRST else f"{name}, first {FIRST} documents", found
+        return name, read_documents(name, field=settings.text_field, tokenizer=tokenizer)
+    download = settings.sampling == "documents"
+    documents = hub_documents(name, download=download, field=settings.text_field, tokenizer=tokenizer)
+    if not download and len(documents) >= STREAMED_DOCUMENTS:
+        name = f"{name}, first {STREAMED_DOCUMENTS} documents"
+    return name, documents
 
 
-def _packed(
+def _draw_packed(
     source: str, documents: Sequence[str], tokenizer: Tokenizer, nsamples: int, seqlen: int, seed: int
 ) -> Windows:
-    """Windows that begin anywhere in the joined documents."""
+    """Draw windows that begin anywhere in the joined documents."""
     tokens = tokenise(documents, tokenizer)
     _check_length(source, tokens.numel(), seqlen)
-    begins = tokens.numel() - seqlen + 1
-    starts = torch.randint(begins, (nsamples,), generator=generator_for(seed, "calibration"))
+    start_count = tokens.numel() - seqlen + 1
+    starts = torch.randint(start_count, (nsamples,), generator=generator_for(seed, "calibration"))
     return Windows(tokens.unfold(0, seqlen, 1)[starts], source, "packed", len(documents), tokens.numel())
 
 
-def _from_documents(
+def _draw_from_documents(
     source: str, documents: Sequence[str], tokenizer: Tokenizer, nsamples: int, seqlen: int, seed: int
 ) -> Windows:
-    """Windows inside documents longer than a window, by the rule and the random numbers of Wanda's and RIA's code.
+    """Draw windows inside of documents, by the rule and the random numbers of the code of Wanda and RIA.
 
-    A document is drawn until one has more than `seqlen` tokens; the window begins uniformly in
+    Documents are drawn until one has more than `seqlen` tokens; the window begins uniformly in
     [0, tokens - seqlen - 1].
     """
-    draw = random.Random(seed)  # noqa: S311 - the papers' windows come from this generator
-    seen: dict[int, list[int]] = {}
+    generator = random.Random(seed)  # noqa: S311 - the windows of the papers come from this generator
+    ids_by_document: dict[int, list[int]] = {}
     windows: list[list[int]] = []
-    long = 0
+    long_documents = 0
     while len(windows) < nsamples:
-        place = draw.randint(0, len(documents) - 1)
-        if place not in seen:
-            seen[place] = token_ids(documents[place], tokenizer)
-            long += len(seen[place]) > seqlen
-        ids = seen[place]
+        index = generator.randint(0, len(documents) - 1)
+        if index not in ids_by_document:
+            ids_by_document[index] = token_ids(documents[index], tokenizer)
+            long_documents += len(ids_by_document[index]) > seqlen
+        ids = ids_by_document[index]
         if len(ids) > seqlen:
-            start = draw.randint(0, len(ids) - seqlen - 1)
+            start = generator.randint(0, len(ids) - seqlen - 1)
             windows.append(ids[start : start + seqlen])
-        elif not long and len(seen) == len(documents):
-            longest = max(map(len, seen.values()))
+        elif not long_documents and len(ids_by_document) == len(documents):
+            longest = max(map(len, ids_by_document.values()))
             raise CalibrationError(
                 f"{source}: none of the {len(documents)} documents is longer than a window of {seqlen} tokens, the "
                 f"longest has {longest}; use sampling packed (--set calibration.sampling=packed) or a smaller --seqlen"
             )
-    text_tokens = sum(map(len, seen.values()))
+    text_tokens = sum(map(len, ids_by_document.values()))
     return Windows(torch.tensor(windows, dtype=torch.int64), source, "documents", len(documents), text_tokens)
 
 
-def _given(path: Path) -> Windows:
-    array = _array(path)
+def _read_token_file(path: Path) -> Windows:
+    array = _open_token_file(path)
     nsamples, seqlen = array.shape
     source = f"{path} ({nsamples} windows of {seqlen} token ids, in place of nsamples and seqlen)"
     return Windows(torch.from_numpy(array.astype(np.int64)), source, "given", 0, array.size)
 
 
-def _array(path: Path) -> Any:
+def _open_token_file(path: Path) -> Any:
+    """Map a file of token windows into memory; nothing but its header is read before it is accessed."""
     try:
-        with np.errstate(over="raise"):  # a header may say any shape
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: nothing is read before it is asked for
+        with np.errstate(over="raise"):  # a broken header may have a shape that overflows
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise CalibrationError(f"there is no file {path}; check the name") from None
     except (OSError, ValueError, TypeError, EOFError, MemoryError, ArithmeticError) as error:
         raise CalibrationError(f"{path} cannot be read as a NumPy array of token ids: {error}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not array.shape[0] or array.shape[1] < 2:
         shape = getattr(array, "shape", "several arrays")
-        raise CalibrationError(f"{path}: expected token windows of shape (nsamples, seqlen), came {shape}")
+        raise CalibrationError(f"{path}: expected token windows of shape (nsamples, seqlen), got {shape}")
     if not np.issubdtype(array.dtype, np.integer):
-        raise CalibrationError(f"{path}: expected integer token ids, came {array.dtype}")
+        raise CalibrationError(f"{path}: expected integer token ids, got {array.dtype}")
     return array
 
 

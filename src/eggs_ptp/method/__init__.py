@@ -1,1 +1,1 @@
-"""Methods as rows of steps, and what applies them to a matrix."""
+"""Methods as rows of steps, and how they are applied to matrices."""

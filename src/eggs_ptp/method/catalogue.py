@@ -1,18 +1,19 @@
-"""METHODS: every named method, one row each."""
+"""The catalogue of named methods, one row each, and how names are extended by further steps."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from eggs_ptp.errors import MethodError
-from eggs_ptp.method.chain import CHAINED, Links, joined
+from eggs_ptp.method.aliases import STEPS, current_step
 from eggs_ptp.method.method import Method
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.method.step import SLOTS, Step, names
+from eggs_ptp.method.update_pipeline import PIPELINE_SLOT, UpdatePipeline, joined
 
 _SYMMETRIC = "Symmetric Pruning, arXiv:2501.18980"
 _TOP_LAYER = Step("top", {"group": "layer"})
 _TOP_ROW = Step("top", {"group": "row"})
-_DEAL_ASSIGN = Step("deal", {"assign": True})
+_ALLOCATE_AND_ASSIGN = Step("allocate", {"assign": True})
 
 _ROWS = (
     Method(
@@ -41,9 +42,9 @@ _ROWS = (
     ),
     Method(
         "ria_cp",
-        "RIA after channel permutation with assignment refinement",
+        "RIA after a channel permutation refined by linear assignment",
         "RIA, ICLR 2024 (OpenReview Tr0lPx9woF)",
-        {"score": Step("ria"), "permute": _DEAL_ASSIGN, "select": _TOP_LAYER},
+        {"score": Step("ria"), "permute": _ALLOCATE_AND_ASSIGN, "select": _TOP_LAYER},
     ),
     Method(
         "owanda",
@@ -59,7 +60,7 @@ _ROWS = (
     ),
     Method(
         "symwanda_squared",
-        "The same with squared norms, square root of the sum",
+        "Weight times the root of the summed squares of input and output norm",
         f"{_SYMMETRIC}, appendix B",
         {"score": Step("symwanda", {"form": "squared"}), "select": _TOP_LAYER},
     ),
@@ -71,7 +72,7 @@ _ROWS = (
     ),
     Method(
         "symmetric_squared",
-        "The same with squared norms, square root of the sum",
+        "Weight times the root of the summed squares of its column's and its row's norm",
         f"{_SYMMETRIC}, table 1",
         {"score": Step("symmetric", {"form": "squared"}), "select": _TOP_LAYER},
     ),
@@ -119,19 +120,19 @@ _ROWS = (
     ),
     Method(
         "stochria",
-        "RIA with sums over samples of a tenth",
+        "RIA with row and column sums estimated from samples of a tenth",
         f"{_SYMMETRIC}, equation 4",
         {"score": Step("stochria"), "select": _TOP_LAYER},
     ),
     Method(
         "wanda_variant",
-        "Wanda, every row losing the same share of its score",
+        "Wanda, pruning the same share of the summed score in every row",
         "Wanda, arXiv:2306.11695, appendix",
         {"score": Step("wanda"), "select": Step("cumulative")},
     ),
     Method(
         "sparsegpt",
-        "Column by column, each time correcting the columns to come; chooses its own mask",
+        "Column by column, each time correcting the remaining columns; chooses its own mask",
         "SparseGPT, arXiv:2301.00774",
         {"update": Step("sparsegpt")},
     ),
@@ -165,9 +166,9 @@ _ROWS = (
     ),
     Method(
         "eggs_paper",
-        "EGGS-PTP as read from its sources: circulant diagonals, B = 5, plain deal",
+        "EGGS-PTP as read from its sources: circulant diagonals, B = 5, plain channel allocation",
         "EGGS-PTP, arXiv:2508.09471",
-        {"score": Step("ria"), "permute": Step("deal"), "select": Step("expander", {"B": 5})},
+        {"score": Step("ria"), "permute": Step("allocate"), "select": Step("expander", {"B": 5})},
     ),
     Method(
         "eggs",
@@ -175,31 +176,31 @@ _ROWS = (
         "EGGS-PTP, arXiv:2508.09471, with this project's blocks and automatic B",
         {
             "score": Step("ria"),
-            "permute": _DEAL_ASSIGN,
+            "permute": _ALLOCATE_AND_ASSIGN,
             "select": Step("expander", {"B": "auto", "diagonal": "best"}),
         },
     ),
     Method(
         "eggs+",
-        "EGGS on permuted channels, mask and B by the layer loss, weights solved for, against drift; no gradients",
+        "EGGS on permuted channels: mask and B by the layer error, drift corrected, weights solved for; no gradients",
         "This project, after EGGS-PTP, arXiv:2508.09471, ALPS, arXiv:2406.07831, and GPTAQ, arXiv:2504.02692",
         {
             "correct": Step("drift"),
             "score": Step("ria"),
-            "permute": _DEAL_ASSIGN,
+            "permute": _ALLOCATE_AND_ASSIGN,
             "select": Step("top"),
-            "update": Links((Step("reselect", {"rounds": 1}), Step("connect"))),
+            "update": UpdatePipeline((Step("reselect", {"rounds": 1}), Step("connect"))),
         },
     ),
     Method(
         "eggs-max",
-        "The same with ALPS, and every block tuned towards the dense model's",
+        "eggs+ with ALPS, and every block tuned by gradients towards the dense one",
         "This project, after EGGS-PTP, arXiv:2508.09471, ALPS, arXiv:2406.07831, and EBFT, arXiv:2402.12419",
         {
             "correct": Step("drift"),
             "score": Step("ria"),
-            "permute": _DEAL_ASSIGN,
-            "update": Links((Step("alps"), Step("connect"))),
+            "permute": _ALLOCATE_AND_ASSIGN,
+            "update": UpdatePipeline((Step("alps"), Step("connect"))),
             "tune": Step("adam"),
         },
     ),
@@ -210,63 +211,75 @@ DEFAULT_METHOD = "eggs+"
 
 
 def find_method(name: str) -> Method:
-    """The method of that name: a row, or `a+b+...`, a row with slots refilled by the steps that follow.
+    """Return the method of a name: a row of the catalogue, or `a+b+...`, a row that further parts extend.
 
-    `-` and `_` make no difference, nor do `eggs+` and `eggs-plus`. Each part after the first is a step
-    (`wanda+dsnot`), or a row whose steps replace those that are there (`magnitude+ria_cp`). An update step that goes
-    on from another's weights (`pcg`, `connect`) is appended to the update steps that are there (`sparsegpt+pcg`).
+    Upper case, `-` and `_` do not matter; `eggs-plus` is `eggs+`. Each part after the first is a step (`wanda+dsnot`)
+    or a row, whose steps replace those of the same slots (`magnitude+ria_cp`). An update step that continues from
+    another one's weights (`pcg`, `connect`) is appended to the update steps that are there (`sparsegpt+pcg`).
 
     Raises:
-        MethodError: no such method or step; names the nearest.
+        MethodError: There is no such method or step; the message names the nearest one.
     """
-    rows = {_plain(row): method for row, method in METHODS.items()}
-    if found := rows.get(_plain(name)):
-        return found
+    rows = {_normalised(row_name): row for row_name, row in METHODS.items()}
+    if row := rows.get(_normalised(name)):
+        return row
     parts = _parts(name, rows)
-    # The longest beginning that is a row: `wanda+r2_dsnot+sparsegpt` starts from the preset, not from `wanda`.
-    count = next((n for n in range(len(parts), 0, -1) if _plain("+".join(parts[:n])) in rows), 1)
-    first, others = "+".join(parts[:count]), parts[count:]
-    if _plain(first) not in rows:
+    # The longest prefix that is a row: `wanda+r2_dsnot+sparsegpt` extends `wanda+r2_dsnot`, not `wanda`.
+    prefixes = (count for count in range(len(parts), 0, -1) if _normalised("+".join(parts[:count])) in rows)
+    count = next(prefixes, 1)
+    prefix = "+".join(parts[:count])
+    if _normalised(prefix) not in rows:
         raise MethodError(f"no method is named {name!r}{nearest(name, METHODS)}; `eggs methods` lists them")
-    method = rows[_plain(first)]
-    for part in others:
-        method = _joined(method, part, rows)
+    method = rows[_normalised(prefix)]
+    for part in parts[count:]:
+        method = _extended(method, part, rows)
     return method
 
 
 def _parts(name: str, rows: Mapping[str, Method]) -> list[str]:
-    """The name cut at its plus signs, but for one that ends the name of a row: `eggs++pcg` is `eggs+` and `pcg`."""
+    """Split a name at its plus signs, except for one that ends the name of a row: `eggs++pcg` is `eggs+` and `pcg`."""
     parts: list[str] = []
     for part in name.split("+"):
-        if not part.strip() and parts and _plain(f"{parts[-1]}+") in rows:
+        if not part.strip() and parts and _normalised(f"{parts[-1]}+") in rows:
             parts[-1] = f"{parts[-1].strip()}+"
         else:
             parts.append(part)
     return parts
 
 
-def _joined(method: Method, part: str, rows: Mapping[str, Method]) -> Method:
-    steps = {_plain(step): (slot, step) for slot in SLOTS for step in names(slot)}
-    added: dict[str, Step | Links]
-    if _plain(part) in steps:
-        slot, step = steps[_plain(part)]
-        added, label, title, source = {slot: Step(step)}, step, f"{slot} by {step}", ""
-        if slot == CHAINED:
-            added = {slot: joined(method.steps.get(slot), Step(step))}
-    elif _plain(part) in rows:
-        row = rows[_plain(part)]
-        added, label, title, source = dict(row.steps), row.name, row.title, row.source
+def _extended(method: Method, part: str, rows: Mapping[str, Method]) -> Method:
+    """Return a method extended by a part of a name, a step or a row."""
+    slots = {_normalised(step): (slot, step) for slot in SLOTS for step in names(slot)}
+    former = {_normalised(old): slot for slot, steps in STEPS.items() for old in steps}
+    key = _normalised(part)
+    if key in former:
+        key = _normalised(current_step(former[key], key))
+    added: dict[str, Step | UpdatePipeline]
+    source = ""
+    if key in slots:
+        slot, label = slots[key]
+        title = f"{slot} by {label}"
+        step = Step(label)
+        added = {slot: joined(method.steps.get(slot), step) if slot == PIPELINE_SLOT else step}
+    elif key in rows:
+        row = rows[key]
+        added = dict(row.steps)
+        label = row.name
+        title = row.title
+        source = row.source
     else:
-        known = sorted({step for _, step in steps.values()} | set(METHODS))
+        known = sorted({step for _, step in slots.values()} | set(METHODS))
         raise MethodError(f"{part!r} is neither a step nor a method{nearest(part, known)}; `eggs methods` lists them")
-    sources = [source for source in (method.source, source) if source]
+    sources = [text for text in (method.source, source) if text]
     result = Method(f"{method.name}+{label}", f"{method.title}, then {title}", "; ".join(sources), method.steps)
     select = result.steps.get("select")
     if added.keys() == {"refine"} and isinstance(select, Step) and select.name == "top":
-        added["select"] = select.with_options(group="row")  # swaps go on within a row, so rows are compared
+        # Refine steps swap weights within a row, so the mask that they start from has the same density in every row.
+        added["select"] = select.with_options(group="row")
     return result.replace(**added)
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
+    """Return a name without case, `-` and `_`, and with `plus` for a `+` at its end."""
     plain = name.strip().lower().replace("-", "").replace("_", "")
     return f"{plain[:-1]}plus" if plain.endswith("+") else plain

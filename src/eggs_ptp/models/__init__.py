@@ -1,1 +1,1 @@
-"""Model families as data, and the one door to transformers."""
+"""Model families as data, permutation folding, and the adapter to transformers."""

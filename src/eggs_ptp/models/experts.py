@@ -1,4 +1,4 @@
-"""Experts as modules of their own, as checkpoints have them, where transformers fuses them into one tensor."""
+"""Experts as separate modules, as checkpoints store them; transformers fuses those of a layer into one tensor."""
 
 from typing import Any, cast
 
@@ -9,64 +9,97 @@ from eggs_ptp.models.moe import Layout
 
 
 class Experts(nn.Module):
-    """Takes the place of the fused experts of a decoder block: child `3.w1` is a linear of expert 3.
+    """The experts of a layer: child `3` is expert 3, and `3.w1` one of its linears.
 
-    An expert sees the tokens that the router sends it. Those in `everything` run on all tokens of the layer, for
-    whoever watches what they read; what they add to the layer's output is the same.
+    An expert runs on the tokens that the router sends to it. Those in `on_all_tokens` run on all tokens of the layer,
+    so that hooks see inputs for all of them; the output of the layer is the same.
+
+    Args:
+        fused: The module of transformers with all experts in one tensor; only its shapes and activation are read.
+        gate: Name of an expert's gate projection.
+        up: Name of its up projection.
+        down: Name of its down projection.
     """
 
     def __init__(self, fused: nn.Module, gate: str, up: str, down: str) -> None:
         super().__init__()
         weight = cast(Tensor, fused.down_proj)
-        count, width, inside = weight.shape
-        self.everything: frozenset[int] = frozenset()
+        count, width, intermediate = weight.shape
+        self.on_all_tokens: frozenset[int] = frozenset()
         for number in range(count):
             expert = Expert(cast(Any, fused.act_fn), gate, up, down)
-            for name, shape in ((gate, (width, inside)), (up, (width, inside)), (down, (inside, width))):
+            for name, shape in (
+                (gate, (width, intermediate)),
+                (up, (width, intermediate)),
+                (down, (intermediate, width)),
+            ):
                 expert.add_module(name, nn.Linear(*shape, bias=False, device="meta", dtype=weight.dtype))
             self.add_module(str(number), expert)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """What the experts give, weighted and added up, (tokens, width); of `hidden_states` (tokens, width)."""
-        added = torch.zeros_like(hidden_states)
+        """Return the weighted sum of the experts' outputs.
+
+        Args:
+            hidden_states: (tokens, width).
+            top_k_index: Numbers of the experts that each token is sent to, (tokens, k).
+            top_k_weights: Their weights, (tokens, k).
+
+        Returns:
+            (tokens, width).
+        """
+        total = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self.children()):
-            token, place = torch.where(top_k_index == number)
+            token, choice = torch.where(top_k_index == number)
             cast(Expert, expert).tokens = token
-            if number in self.everything:
+            if number in self.on_all_tokens:
                 output = expert(hidden_states)[token]
             elif token.numel():
                 output = expert(hidden_states[token])
             else:
                 continue
-            added.index_add_(0, token, (output * top_k_weights[token, place, None]).to(added.dtype))
-        return added
+            total.index_add_(0, token, (output * top_k_weights[token, choice, None]).to(total.dtype))
+        return total
 
 
 class Expert(nn.Module):
-    """One expert: a gated MLP. `tokens` are those that it is sent, by their place among those of all windows."""
+    """One expert: a gated MLP.
+
+    Attributes:
+        tokens: Indices of the tokens that the router has sent to it, among those of all windows.
+
+    Args:
+        act: The activation function.
+        gate: Name of the gate projection.
+        up: Name of the up projection.
+        down: Name of the down projection.
+    """
 
     tokens: Tensor
 
     def __init__(self, act: Any, gate: str, up: str, down: str) -> None:
         super().__init__()
-        self.act, self.names = act, (gate, up, down)
+        self.act = act
+        self.names = (gate, up, down)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """What it gives, (tokens, width); of `hidden` (tokens, width)."""
+        """Return the expert's output, (tokens, width), for `hidden` (tokens, width)."""
         gate, up, down = (self.get_submodule(name) for name in self.names)
         return cast(Tensor, down(self.act(gate(hidden)) * up(hidden)))
 
 
 def take_apart(block: nn.Module, layout: Layout, *, rename: bool = True) -> None:
-    """Put `Experts` in the place of a block's fused ones, by the names that checkpoints have for them.
+    """Replace a block's fused experts by separate ones, in place. A block without experts is left as it is.
 
-    With `rename` the layer that has them gets its name in checkpoints, too. A block without experts stays as it is.
+    Args:
+        block: A decoder block.
+        layout: The names of the linears in checkpoints.
+        rename: Whether the layer that has the experts gets its name in checkpoints, too.
     """
-    layer: Any = getattr(block, "mlp")  # noqa: B009 - by the name that transformers gives it
+    layer: Any = getattr(block, "mlp")  # noqa: B009 - the name that transformers gives it
     if not hasattr(layer, "experts"):
         return
     layer.experts = Experts(layer.experts, layout.gate, layout.up, layout.down)
     if rename and layout.layer != "mlp":
         del block._modules["mlp"]
         block.add_module(layout.layer, layer)
-        block.__dict__["mlp"] = layer  # what the block's forward calls, but no second module
+        block.__dict__["mlp"] = layer  # the block's forward calls it by this name; it is not a second child module

@@ -1,4 +1,8 @@
-"""Fold: orders of a model's spaces moved into its weights, which leaves what the model computes as it was."""
+"""Permutation folding: permutes the channels of a model's weights so that the model computes the same function.
+
+If every tensor that shares a channel space is permuted along it, the outputs of the model do not change. The weights of
+the permuted model can then satisfy an N:M pattern in their own column order.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -7,159 +11,204 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from eggs_ptp.core.order import check, invert, take_columns
+from eggs_ptp.core.permutation import check_permutation, invert, take_columns
 from eggs_ptp.errors import MethodError, ModelError
 from eggs_ptp.models.family import Family, Rows
 from eggs_ptp.models.heads import Heads
 
 
 class _Axis(NamedTuple):
-    """The space that an axis of a tensor lives in (None: fixed), and how: as its rows have it, or as it is read."""
+    """An axis of a tensor: its channel space (None: fixed), and how it holds the channels: as inputs, or as rows."""
 
     space: str | None
-    rows: Rows | Literal["read"] = "plain"
+    rows: Rows | Literal["inputs"] = "plain"
 
 
 class Fold:
-    """Orders of spaces: `residual` and its like for the whole model, `model.layers.3.heads` for one block.
+    """Permutations of a model's channel spaces, and how they move its tensors.
 
-    `order[i]` is the old channel that stands at place i. An order of heads is one of the value channels, which each
-    head keeps to itself. A space without an order stays as it is.
+    A permutation of a space that spans the model has the space's name, such as `residual`; one of a block has the
+    block's name too, as `model.layers.3.heads` (see `space_key`). Element i is the original channel at position i. A
+    permutation of heads is one of the value channels that keeps each head's channels in the head. Spaces without a
+    permutation stay as they are.
+
+    Args:
+        family: The model's family.
+        heads: Its attention heads.
+        permutations: The permutations by name.
 
     Raises:
-        MethodError: something that is no order, or one that mixes heads.
+        MethodError: Something is not a permutation, or mixes heads.
     """
 
-    def __init__(self, family: Family, heads: Heads, orders: Mapping[str, Tensor] | None = None) -> None:
-        self.family, self.heads = family, heads
-        self.orders: dict[str, Tensor] = {}
-        for name, order in (orders or {}).items():
-            self.add(name, order)
+    def __init__(self, family: Family, heads: Heads, permutations: Mapping[str, Tensor] | None = None) -> None:
+        self.family = family
+        self.heads = heads
+        self.permutations: dict[str, Tensor] = {}
+        for name, permutation in (permutations or {}).items():
+            self.add(name, permutation)
 
-    def add(self, name: str, order: Tensor) -> None:
-        """Take the order of one more space."""
-        order = order.cpu().long()
-        check(order, order.numel(), name)
-        if self.family.reach.get(name.rpartition(".")[2]) == "head":
-            head = torch.arange(order.numel()) // max(1, self.heads.width)
-            if order.numel() != self.heads.value * self.heads.width or not torch.equal(
-                order // max(1, self.heads.width), head
-            ):
-                raise MethodError(
-                    f"{name}: expected an order that keeps each of the {self.heads.value} key/value heads of "
-                    f"{self.heads.width} channels to itself, but got one that does not"
-                )
-        self.orders[name] = order
+    def add(self, name: str, permutation: Tensor) -> None:
+        """Add the permutation of a space.
 
-    def apply(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of the model as the orders have it: axis by axis, place i holds what `order[i]` held.
+        Args:
+            name: Its name, see `space_key`.
+            permutation: The permutation.
 
         Raises:
-            MethodError: an order of another number of channels than the tensor has.
+            MethodError: It is not a permutation, or mixes heads.
         """
-        for axis, order in self._moved(name, tensor):
-            tensor = _taken(tensor, axis, order)
+        permutation = permutation.cpu().long()
+        check_permutation(permutation, permutation.numel(), name)
+        if self.family.scope.get(name.rpartition(".")[2]) == "head":
+            width = max(1, self.heads.width)
+            head = torch.arange(permutation.numel()) // width
+            if permutation.numel() != self.heads.value * self.heads.width or not torch.equal(
+                permutation // width, head
+            ):
+                raise MethodError(
+                    f"{name}: expected a permutation inside each of the {self.heads.value} key/value heads of "
+                    f"{self.heads.width} channels, got one that moves channels between heads"
+                )
+        self.permutations[name] = permutation
+
+    def apply(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the model with its axes permuted: position i holds what was at `permutation[i]`.
+
+        Args:
+            name: The tensor's name.
+            tensor: The tensor.
+
+        Raises:
+            MethodError: A permutation has another number of channels than the tensor.
+            ModelError: The family does not know the tensor.
+        """
+        for axis, permutation in self._permuted_axes(name, tensor):
+            tensor = _permuted(tensor, axis, permutation)
         return tensor
 
     def pieces(self, name: str, rows: Iterable[Tensor]) -> Iterator[Tensor]:
-        """`apply` to a tensor given some rows at a time, not all in memory at once unless rows change places."""
+        """Apply the permutations to a tensor given piece by piece; it is held whole only if its rows are permuted.
+
+        Args:
+            name: The tensor's name.
+            rows: Consecutive rows of it.
+        """
         first, *others = self.axes(name) or [None]
         if first is not None:
             yield self.apply(name, torch.cat([*rows]))
             return
         for piece in rows:
-            for axis, order in enumerate(others, 1):
-                piece = piece if order is None else _taken(piece, axis, order)
+            for axis, permutation in enumerate(others, 1):
+                piece = piece if permutation is None else _permuted(piece, axis, permutation)
             yield piece
 
     def undo(self, name: str, tensor: Tensor) -> Tensor:
-        """The reverse of `apply`.
+        """Return the tensor that `apply` makes this one from.
 
         Raises:
-            MethodError: as `apply`.
+            MethodError: See `apply`.
+            ModelError: See `apply`.
         """
-        for axis, order in self._moved(name, tensor):
-            tensor = _taken(tensor, axis, invert(order))
+        for axis, permutation in self._permuted_axes(name, tensor):
+            tensor = _permuted(tensor, axis, invert(permutation))
         return tensor
 
-    def _moved(self, name: str, tensor: Tensor) -> list[tuple[int, Tensor]]:
-        """The axes that have an order, with it."""
-        moved = [(axis, order) for axis, order in enumerate(self.axes(name)) if order is not None]
-        for axis, order in moved:
-            if tensor.shape[axis : axis + 1] != order.shape:
+    def _permuted_axes(self, name: str, tensor: Tensor) -> list[tuple[int, Tensor]]:
+        """Return the axes that have a permutation, with it."""
+        permuted = [(axis, permutation) for axis, permutation in enumerate(self.axes(name)) if permutation is not None]
+        for axis, permutation in permuted:
+            if tensor.shape[axis : axis + 1] != permutation.shape:
                 raise MethodError(
-                    f"{name}: an order of axis {axis} has {order.numel()} channels, "
+                    f"{name}: the permutation of axis {axis} has {permutation.numel()} channels, "
                     f"but the tensor has shape {tuple(tensor.shape)}"
                 )
-        return moved
+        return permuted
 
     def axes(self, name: str) -> tuple[Tensor | None, ...]:
-        """The order of each axis of the tensor called `name`; None where it has none.
+        """Return the permutation of each axis of a tensor; None for an axis without one.
+
+        Args:
+            name: The tensor's name.
 
         Raises:
-            ModelError: the family does not know the tensor, so it may live in a space that moves.
+            ModelError: The family does not know the tensor, so that it may share channels that are permuted.
         """
-        if not self.orders:
+        if not self.permutations:
             return ()
-        block, axes = _place(self.family, name)
+        block, axes = _axes_of(self.family, name)
         return tuple(self._of_axis(block, axis) for axis in axes)
 
     def of_inputs(self, matrix: str) -> Tensor | None:
-        """The order that the inputs of the matrix called `matrix` are in; None where they are in the model's own.
+        """Return the permutation of a matrix's inputs; None if they are not permuted.
+
+        Args:
+            matrix: The matrix's name.
 
         Raises:
-            ModelError: as `axes`.
+            ModelError: See `axes`.
         """
-        block, axes = _place(self.family, f"{matrix}.weight")
-        return next((self._of_axis(block, axis) for axis in axes if axis.rows == "read"), None)
+        block, axes = _axes_of(self.family, f"{matrix}.weight")
+        return next((self._of_axis(block, axis) for axis in axes if axis.rows == "inputs"), None)
 
     def _of_axis(self, block: str, axis: _Axis) -> Tensor | None:
-        order = self.orders.get(space_key(self.family, block, axis.space)) if axis.space else None
-        if order is None:
+        permutation = self.permutations.get(space_key(self.family, block, axis.space)) if axis.space else None
+        if permutation is None:
             return None
-        if axis.rows != "read":
-            return self.heads.rows(order, axis.rows)
-        # What is read has every query head, what is written has not.
-        return self.heads.spread(order) if self.family.reach[str(axis.space)] == "head" else order
+        if axis.rows != "inputs":
+            return self.heads.rows(permutation, axis.rows)
+        # The attention's output has the channels of every query head, the value projection those of key/value heads.
+        return self.heads.spread(permutation) if self.family.scope[str(axis.space)] == "head" else permutation
 
 
-def _taken(tensor: Tensor, axis: int, order: Tensor) -> Tensor:
+def _permuted(tensor: Tensor, axis: int, permutation: Tensor) -> Tensor:
     if axis == tensor.dim() - 1:
-        return take_columns(tensor, order)
-    return tensor.index_select(axis, order.to(tensor.device))
+        return take_columns(tensor, permutation)
+    return tensor.index_select(axis, permutation.to(tensor.device))
 
 
 def space_key(family: Family, block: str, space: str) -> str:
-    """What an order of a space is called: the space alone where it spans the model, else with the block's name."""
-    return space if family.reach[space] == "model" else f"{block}.{space}"
+    """Return the name of a space's permutation: the space, with the block's name before it unless it spans the model.
+
+    Args:
+        family: The model's family.
+        block: Name of the block, such as `model.layers.3`.
+        space: Name of the space.
+    """
+    return space if family.scope[space] == "model" else f"{block}.{space}"
 
 
 def check_names(family: Family, names: list[str]) -> None:
     """Refuse tensors that the family does not know.
 
+    Args:
+        family: The model's family.
+        names: Names of the tensors.
+
     Raises:
-        ModelError: names the first.
+        ModelError: Names the first one.
     """
     for name in names:
-        _place(family, name)
+        _axes_of(family, name)
 
 
-def _place(family: Family, name: str) -> tuple[str, tuple[_Axis, ...]]:
-    """The block that a tensor is in (or none), and what each of its axes lives in."""
+def _axes_of(family: Family, name: str) -> tuple[str, tuple[_Axis, ...]]:
+    """Return the block that a tensor belongs to (empty if none), and its axes."""
     if name in family.outside:
         return "", tuple(map(_Axis, family.outside[name]))
     number, _, path = name.removeprefix(f"{family.blocks}.").partition(".")
     block = f"{family.blocks}.{number}"
     if name.startswith(f"{block}."):
         if linear := family.tensors.get(path):
-            axes = (_Axis(linear.writes, linear.rows), _Axis(family.spaces[linear.reads], "read"))
+            outputs = _Axis(linear.output_space, linear.rows)
+            inputs = _Axis(family.spaces[linear.input_activation], "inputs")
             if path.endswith(".bias"):
-                return block, axes[:1]
-            return block, axes[::-1] if linear.transposed else axes
+                return block, (outputs,)
+            return block, (inputs, outputs) if linear.transposed else (outputs, inputs)
         for pattern, spaces in family.inside.items():
             if fnmatchcase(path, pattern):
                 return block, tuple(map(_Axis, spaces))
     raise ModelError(
-        f"{name}: the {family.model_type} family does not know this tensor, so no order can be folded into the "
-        'weights; keep the orders apart with --orders gather (orders = "gather")'
+        f"{name}: the {family.model_type} family does not know this tensor, so no permutation can be folded into the "
+        'weights; keep the permutations apart with --permutation gather (permutation = "gather")'
     )

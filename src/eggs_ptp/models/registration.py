@@ -1,9 +1,9 @@
-"""Making transformers know packed checkpoints, whichever of the two packages is imported first.
+"""Registers packed checkpoints with transformers, whichever of the two packages is imported first.
 
-transformers keeps its quantisation methods in two tables of `transformers.quantizers.auto`, has decorators that add to
-them, and no way to announce a package that would. That module takes seconds to import, and `import eggs_ptp` must not
-pay them. So one that is already there is added to at once; otherwise a finder waits for its import, adds ours right
-after its own code has run, and leaves.
+transformers keeps its quantisation methods in two tables of `transformers.quantizers.auto` and has decorators that add
+to them, but no entry points for other packages. Importing that module takes seconds, which `import eggs_ptp` must not
+take. So if it has been imported already, this package's methods are added at once; otherwise an import hook adds them
+right after it has been imported, and removes itself.
 """
 
 import importlib
@@ -19,15 +19,15 @@ _QUANTIZER = "eggs_ptp.models.quantizer"
 
 
 def register() -> None:
-    """Add packed checkpoints to the tables of transformers, now or when they come to be."""
+    """Add packed checkpoints to the tables of transformers, now or when transformers is imported."""
     if TABLES in sys.modules:
         importlib.import_module(_QUANTIZER)
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
+    elif not any(isinstance(finder, _ImportHook) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ImportHook())
 
 
-class _Waiting:
-    """A finder of one module, which the other finders find; without importlib.abc, which costs milliseconds."""
+class _ImportHook:
+    """Finds one module by the other finders; not derived from importlib.abc, whose import takes milliseconds."""
 
     def find_spec(self, name: str, path: Any = None, target: "ModuleType | None" = None) -> Any:
         if name != TABLES:
@@ -36,13 +36,13 @@ class _Waiting:
         for finder in sys.meta_path:
             spec: Any = finder.find_spec(name, path, target)
             if spec is not None:
-                spec.loader = _Then(spec.loader)
+                spec.loader = _RegisteringLoader(spec.loader)
                 return spec
         return None
 
 
-class _Then:
-    """The loader that was found, and our quantizer after it."""
+class _RegisteringLoader:
+    """Loads a module by its own loader, then imports the quantizer, which registers itself."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader

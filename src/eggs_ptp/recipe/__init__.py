@@ -1,1 +1,1 @@
-"""What the user asked for, read and checked."""
+"""Recipes: what is to be pruned, how, and with which calibration text; read from TOML and checked."""

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe: pydantic's findings as key paths and one-line reasons."""
+"""What is wrong with a recipe: pydantic's errors as key paths and reasons of one line each."""
 
 import difflib
 import inspect
@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 _REFUSED: Final = "refused"
 
-# What other pruning tools, and this one's flags, call the keys.
-_ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
+# What other pruning tools, and this project's flags, call the keys of a recipe.
+_OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "corpus": "calibration.text",
         "dataset": "calibration.text",
@@ -20,6 +20,7 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
         "max_seq_length": "calibration.seqlen",
         "num_calibration_samples": "calibration.nsamples",
         "nsamples": "calibration.nsamples",
+        "orders": "permutation",
         "prune_method": "method",
         "sampling": "calibration.sampling",
         "seqlen": "calibration.seqlen",
@@ -34,7 +35,12 @@ _ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class Problem(NamedTuple):
-    """One finding: the key path, such as `targets[1].pattern` (empty for the whole recipe), and the reason."""
+    """One thing that is wrong with a recipe.
+
+    Attributes:
+        path: Path of the key, such as `targets[1].pattern`; empty for the whole recipe.
+        reason: What is wrong, in one line.
+    """
 
     path: str
     reason: str
@@ -46,12 +52,22 @@ class Problem(NamedTuple):
 
 
 def refused(reason: object, path: str = "") -> PydanticCustomError:
-    """What a validator raises; `path` leads from the validated value to the key at fault."""
+    """Return the error that a validator raises.
+
+    Args:
+        reason: What is wrong, in one line.
+        path: Path from the validated value to the key at fault.
+    """
     return PydanticCustomError(_REFUSED, "{reason}", {"reason": str(reason), "path": path})
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Every finding of `error`, which arose in validating `model`, in the order of the keys."""
+    """Return everything that a validation has found.
+
+    Args:
+        error: The error of the validation.
+        model: The model that was validated.
+    """
     return [_problem(details, model) for details in error.errors(include_url=False)]
 
 
@@ -62,7 +78,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
             context = details["ctx"]
             return Problem(_joined(_path(location), context["path"]), context["reason"])
         case "extra_forbidden":
-            return Problem(_path(location), f"unknown key{_near(location, model)}")
+            return Problem(_path(location), f"unknown key{_hint(location, model)}")
         case "missing":
             return Problem(_path(location), "is missing")
         case "dict_type" | "model_type":
@@ -71,29 +87,33 @@ def _problem(details: ErrorDetails, model: type[BaseModel]) -> Problem:
             expected = "expected a list"
         case _:
             expected = details["msg"].replace("Input should be", "expected").replace("String", "the string")
-    return Problem(_path(location), f"{expected}, came {details['input']!r}")
+    return Problem(_path(location), f"{expected}, got {details['input']!r}")
 
 
 def _path(location: Sequence[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+    """Return pydantic's location of an error as a key path."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
 
 
-def _joined(path: str, more: str) -> str:
-    return f"{path}.{more}" if path and more else path or more
+def _joined(path: str, rest: str) -> str:
+    return f"{path}.{rest}" if path and rest else path or rest
 
 
-def _near(location: Sequence[str | int], model: type[BaseModel]) -> str:
+def _hint(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    """Return the nearest key to an unknown one, and all that exist in its table."""
     *parents, key = location
     known = _table_at(parents, model).model_fields
-    names = ({} if parents else dict(_ELSEWHERE)) | {name: name for name in known}
+    # Keys of other tools and of flags are those of the whole recipe.
+    names = {name: name for name in known} if parents else {**_OTHER_NAMES, **{name: name for name in known}}
     close = difflib.get_close_matches(str(key), names, n=1, cutoff=0.6)
     return f"{f', did you mean {names[close[0]]!r}?' if close else ''}; known: {', '.join(known)}"
 
 
 def _table_at(location: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel]:
-    for part in location:
-        if isinstance(part, str):
-            annotation: Any = model.model_fields[part].annotation
-            kinds = (annotation, *get_args(annotation))
-            model = next(kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, BaseModel))
+    """Return the model of a table inside a recipe."""
+    for key in location:
+        if isinstance(key, str):
+            annotation: Any = model.model_fields[key].annotation
+            types = (annotation, *get_args(annotation))
+            model = next(type_ for type_ in types if inspect.isclass(type_) and issubclass(type_, BaseModel))
     return model

@@ -1,4 +1,4 @@
-"""Plain data as TOML."""
+"""Writes plain data as TOML."""
 
 import json
 import re
@@ -7,14 +7,19 @@ from typing import Any
 
 
 def toml_of(table: Mapping[str, Any]) -> str:
-    """TOML: plain values first, then a `[header]` for each table and a `[[header]]` for each table of a list."""
+    """Return a table as TOML: plain values, then a `[header]` for each table and a `[[header]]` for each of a list.
+
+    Args:
+        table: Plain data. Tables inside its tables are written inline. None in an inline table is left out, as TOML has
+            no null.
+    """
     tables = {key: value for key, value in table.items() if isinstance(value, dict) and value}
     lists = {key: value for key, value in table.items() if _is_list_of_tables(value)}
     plain = {key: value for key, value in table.items() if key not in tables and key not in lists}
-    parts = [_lines(plain)]
-    parts += [f"[{_key(key)}]\n{_lines(value)}" for key, value in tables.items()]
-    parts += [f"[[{_key(key)}]]\n{_lines(item)}" for key, items in lists.items() for item in items]
-    return "\n".join(parts)
+    sections = [_lines(plain)]
+    sections += [f"[{_key(key)}]\n{_lines(value)}" for key, value in tables.items()]
+    sections += [f"[[{_key(key)}]]\n{_lines(item)}" for key, items in lists.items() for item in items]
+    return "\n".join(sections)
 
 
 def _is_list_of_tables(value: object) -> bool:
@@ -30,7 +35,7 @@ def _key(key: str) -> str:
 
 
 def _string(text: str) -> str:
-    # JSON's escapes are TOML's, but for the delete character, which TOML wants escaped and JSON leaves alone.
+    # JSON's escapes are TOML's, except for the delete character, which TOML wants escaped and JSON leaves as it is.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -40,7 +45,6 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        # TOML has no null: an option left out is at its default.
         items = (f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None)
         return f"{{ {', '.join(items)} }}"
     if isinstance(value, list):

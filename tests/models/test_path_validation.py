@@ -1,4 +1,4 @@
-"""What a model's folder may refer to: nothing outside of it, and code only if asked for."""
+"""Untrusted model folders: nothing outside of them is read, and their code runs only on request."""
 
 import json
 import os
@@ -8,13 +8,13 @@ import pytest
 
 from eggs_ptp import api
 from eggs_ptp.checkpoint.packed import export
-from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.tensors.reader import CheckpointReader
 from eggs_ptp.errors import ModelError
-from eggs_ptp.models.fence import is_plain
 from eggs_ptp.models.folder import commit_of, read_config
+from eggs_ptp.models.path_validation import is_plain
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-MARK = "import pathlib; pathlib.Path({!r}).write_text('ran')\n"
+MARK_CODE = "import pathlib; pathlib.Path({!r}).write_text('ran')\n"
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def model(tiny, tmp_path):
 
 @pytest.fixture
 def snapshot(model):
-    """The same model as the hub's cache keeps it: links to blobs beside the snapshots."""
+    """The same model as in the hub's cache: links to blobs."""
     cache = model.parent / "models--owner--name"
     folder = cache / "snapshots" / COMMIT
     folder.mkdir(parents=True)
@@ -56,17 +56,17 @@ def test_a_link_out_of_the_folder_is_refused_and_not_copied(model, tmp_path, nam
     assert not (tmp_path / "out").exists()
 
 
-def test_a_shard_elsewhere_is_refused(model, tmp_path):
+def test_a_shard_outside_the_folder_is_refused(model, tmp_path):
     shard = sorted(model.glob("*.safetensors"))[0]
     shutil.move(shard, tmp_path / shard.name)
     shard.symlink_to(tmp_path / shard.name)
     with pytest.raises(ModelError, match="out of the model's folder"):
-        Shards(model)
+        CheckpointReader(model)
     shard.unlink()
     os.symlink(f"../{shard.name}", model / "deep")
     shard.symlink_to("deep")  # a link to a link
     with pytest.raises(ModelError, match="out of the model's folder"):
-        Shards(model)
+        CheckpointReader(model)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "vocab.txt", "config.json"])
@@ -78,15 +78,15 @@ def test_a_pipe_is_not_waited_for(model, name):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
-def test_half_a_surrogate_pair_is_no_text(model, name):
+def test_unpaired_surrogates_are_refused(model, name):
     edit(model / name, x="\ud83d\ude00")
-    Shards(model)
+    CheckpointReader(model)
     edit(model / name, x="\ud800")
     with pytest.raises(ModelError, match=rf"{name}: not valid JSON .*surrogates not allowed"):
-        read_config(model), Shards(model)
+        read_config(model), CheckpointReader(model)
 
 
-def test_links_inside_the_folder_and_rings(model):
+def test_links_inside_the_folder_are_followed_and_loops_refused(model):
     (model / "again.json").symlink_to("config.json")
     assert read_config(model)["model_type"] == "llama"
     (model / "ring.json").symlink_to("ring.json")
@@ -94,7 +94,7 @@ def test_links_inside_the_folder_and_rings(model):
         read_config(model)
 
 
-def test_a_snapshot_of_the_hubs_cache_is_read_and_its_commit_kept(snapshot, tmp_path, model):
+def test_a_snapshot_of_the_hubs_cache_is_read_and_its_commit_recorded(snapshot, tmp_path, model):
     assert commit_of(snapshot) == COMMIT
     assert commit_of(snapshot.parent) is None
     record = api.prune(str(snapshot), tmp_path / "out", method="magnitude")
@@ -103,7 +103,7 @@ def test_a_snapshot_of_the_hubs_cache_is_read_and_its_commit_kept(snapshot, tmp_
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink()]
 
 
-def test_a_blob_that_leads_out_of_the_cache_is_refused(snapshot, tmp_path):
+def test_a_blob_that_links_out_of_the_cache_is_refused(snapshot, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (snapshot / "notes.txt").symlink_to("../../blobs/notes")
     (snapshot.parent.parent / "blobs" / "notes").symlink_to(tmp_path / "secret")
@@ -119,14 +119,14 @@ def test_a_blob_that_leads_out_of_the_cache_is_refused(snapshot, tmp_path):
         ("fast_tokenizer_files", ["a.json", "../b.json"]),
     ],
 )
-def test_a_tokenizer_that_names_files_elsewhere_is_refused(model, key, value):
+def test_a_tokenizer_that_names_files_outside_the_folder_is_refused(model, key, value):
     edit(model / "tokenizer_config.json", **{key: value})
-    with pytest.raises(ModelError, match=rf"tokenizer_config\.json: {key} is .*must lie in the folder itself"):
+    with pytest.raises(ModelError, match=rf"tokenizer_config\.json: {key} is .*must be in the folder itself"):
         read_config(model)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", "/a", "a\\b", "a\0b", "a\nb", "a\ud800"])
-def test_names_that_are_no_file_of_the_folder(name):
+def test_names_that_are_not_of_a_file_in_the_folder(name):
     assert not is_plain(name)
     assert is_plain("model-00001-of-00002.safetensors")
 
@@ -137,20 +137,20 @@ def test_an_index_of_pickled_weights_is_refused_with_a_way_out(model, name):
     table = dict.fromkeys(json.loads(index.read_text())["weight_map"], name)
     edit(index, weight_map=table)
     with pytest.raises(ModelError, match=r"only safetensors are read, .*load with transformers, then save_pretrained"):
-        Shards(model)
+        CheckpointReader(model)
 
 
-@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
-def test_code_of_a_model_does_not_run_unless_asked_for(model, tmp_path, text_file, where):
+@pytest.mark.parametrize("config_file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_model_does_not_run_unless_trusted(model, tmp_path, text_file, config_file):
     mark = tmp_path / "ran"
-    (model / "own.py").write_text(MARK.format(str(mark)))
+    (model / "own.py").write_text(MARK_CODE.format(str(mark)))
     classes = {
         "AutoConfig": "own.Config",
         "AutoModelForCausalLM": "own.Model",
         "AutoTokenizer": ["own.Slow", "own.Fast"],
     }
-    changes = {"model_type": "own"} if where == "config.json" else {"tokenizer_class": "OwnTokenizer"}
-    edit(model / where, auto_map=classes, **changes)
+    changes = {"model_type": "own"} if config_file == "config.json" else {"tokenizer_class": "OwnTokenizer"}
+    edit(model / config_file, auto_map=classes, **changes)
     with pytest.raises(ModelError, match="--trust-remote-code lets it run"):
         api.prune(str(model), tmp_path / "out", method="ria", calibration=str(text_file), nsamples=2, seqlen=16)
     assert not mark.exists()

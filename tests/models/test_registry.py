@@ -1,4 +1,4 @@
-"""Families as data: every linear of a block is known, under the activation that it really reads."""
+"""Llama-shaped families: every linear of a block is listed, with the input activation that it has when it runs."""
 
 import re
 
@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from eggs_ptp.errors import ModelError
-from eggs_ptp.models.table import family_for
+from eggs_ptp.models.registry import family_for
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -26,15 +26,15 @@ def test_a_family_names_every_linear_of_a_block_in_running_order(tiny, model_typ
     with torch.no_grad():
         model(torch.arange(12)[None])
     assert ran == [linear.path for linear in family.linears]
-    for one in family.linears:
-        for other in family.linears:
-            same = inputs[one.path].shape == inputs[other.path].shape and torch.equal(
-                inputs[one.path], inputs[other.path]
-            )
-            assert same == (one.reads == other.reads)
+    for first in family.linears:
+        for second in family.linears:
+            a = inputs[first.path]
+            b = inputs[second.path]
+            same_input = a.shape == b.shape and torch.equal(a, b)
+            assert same_input == (first.input_activation == second.input_activation)
 
 
-def test_a_model_type_without_a_family_is_told_which_have_one():
-    message = "models/x: model type 'bloom' has no family here; those that have: llama, mistral, qwen2, qwen3, gemma2"
+def test_a_model_type_without_a_family_is_refused_and_those_with_one_are_named():
+    message = "models/x: model type 'bloom' has no family here; those that have one: llama, mistral, qwen2, qwen3"
     with pytest.raises(ModelError, match=re.escape(message)):
         family_for("bloom", "models/x")
