@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import eggs_ptp
 from eggs_ptp import api
-from eggs_ptp.engine import run
+from eggs_ptp.engine import preparation
+from eggs_ptp.engine.preparation import SharedInputs
 from eggs_ptp.errors import (
     CalibrationError,
     CheckpointError,
@@ -79,7 +80,7 @@ def test_a_recipe_and_settings_say_the_same(tiny, settings, text_file, tmp_path)
 
 
 def test_either_a_recipe_or_settings(tiny, tmp_path):
-    with pytest.raises(RecipeError, match="give a recipe or settings, not both; came a recipe and method"):
+    with pytest.raises(RecipeError, match="expected a recipe or settings, got both: a recipe and method"):
         api.prune(str(tiny()), tmp_path / "out", Recipe(), method="wanda")
 
 
@@ -106,16 +107,16 @@ def test_tokens_that_the_model_does_not_have_are_refused(tiny, windows, tmp_path
 
 def test_runs_may_share_what_does_not_depend_on_the_method(tiny, settings, tmp_path, monkeypatch):
     captures = []
-    real = run.capture
-    monkeypatch.setattr(run, "capture", lambda *given: captures.append(given) or real(*given))
-    shared = api.Shared()
+    real = preparation.capture_block_inputs
+    monkeypatch.setattr(preparation, "capture_block_inputs", lambda *args: captures.append(args) or real(*args))
+    shared = SharedInputs()
     for method in ("wanda", "ria_cp"):
         changed = {**settings, "method": method}
         api.prune(str(tiny()), tmp_path / f"{method}-alone", **changed)
         api.prune(str(tiny()), tmp_path / f"{method}-shared", shared=shared, **changed)
         alone, together = (tmp_path / f"{method}-{kind}" / "model.safetensors" for kind in ("alone", "shared"))
         assert alone.read_bytes() == together.read_bytes()
-    assert len(captures) == 1 + 1 + 2  # together, and alone, where an order that is found first takes a run of its own
+    assert len(captures) == 1 + 1 + 2  # shared, and alone, where finding the permutation takes a run of its own
     api.prune(str(tiny()), tmp_path / "other-seed", shared=shared, seed=1, **settings)
     assert len(captures) == 5
 
@@ -134,7 +135,7 @@ def test_runs_may_share_what_does_not_depend_on_the_method(tiny, settings, tmp_p
         ({"seqlen": 129}, RecipeError, "seqlen 129 is longer than the model's context of 128 tokens"),
         ({"exclude": ("*.nothing",)}, RecipeError, "exclude '*.nothing' matches none of the 14 matrices"),
         ({"exclude": ("*",)}, RecipeError, "nothing would be pruned"),
-        ({"dtype": "int8"}, ModelError, "dtype 'int8' is not known; expected auto, float32, bfloat16, float16"),
+        ({"dtype": "int8"}, ModelError, "dtype: expected auto, float32, bfloat16, float16, got 'int8'"),
         ({"device": "abacus"}, ModelError, "device 'abacus' cannot be used here"),
     ],
 )
@@ -214,7 +215,7 @@ def test_the_built_in_text_belongs_to_the_demo_and_what_was_made_from_it(tiny, t
 def test_the_source_survives_the_run(tiny, tmp_path):
     source = shutil.copytree(tiny(), tmp_path / "model")
     for output in (source, source / "inside" / "it"):
-        with pytest.raises(CheckpointError, match="lies in the model's own folder"):
+        with pytest.raises(CheckpointError, match="inside the model's own folder"):
             api.prune(str(source), output, method="magnitude", overwrite=True)
     assert sorted(path.name for path in source.iterdir()) == sorted(path.name for path in tiny().iterdir())
 
@@ -228,7 +229,8 @@ def test_an_output_that_holds_what_a_run_reads_is_not_replaced(tiny, tmp_path, t
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     read = {"text.txt": "calibration", "masks.npz": "mask"}
     settings = {read[inside]: str(output / inside)} if inside in read else {}
-    with pytest.raises(CheckpointError, match=rf"out: holds .*{inside}, which would go with it; write to another one"):
+    message = rf"out: contains .*{inside}, which would be deleted; write to another folder"
+    with pytest.raises(CheckpointError, match=message):
         api.prune(str(source), output, method="wanda", overwrite=True, **settings)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from eggs_ptp.checkpoint.card import write_card
-from eggs_ptp.checkpoint.record import RunRecord
+from eggs_ptp.checkpoint.run_record import RunRecord
 
 CALIBRATION = {"source": "texts/c4.jsonl", "nsamples": 128, "seqlen": 2048, "sampling": "packed"}
 MATRIX = {
@@ -20,18 +20,26 @@ MATRIX = {
 }
 
 
-def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, orders="gather"):
-    where = ("cpu", "float32")
-    record = RunRecord({"model": model}, {}, "c0ffee", calibration, *where, list(matrices or [MATRIX]), orders=orders)
+def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutations="gather"):
+    record = RunRecord(
+        source={"model": model},
+        recipe={},
+        recipe_sha256="c0ffee",
+        calibration=calibration,
+        device="cpu",
+        dtype="float32",
+        matrices=list(matrices or [MATRIX]),
+        permutations=permutations,
+    )
     return write_card(record, {"model_type": "qwen3"})
 
 
-def front(text):
+def front_matter(text):
     return re.match(r"---\n(.*?)\n---\n\n# ", text, re.DOTALL)[1].splitlines()
 
 
 def test_the_front_matter_is_what_the_hub_reads():
-    assert front(card()) == [
+    assert front_matter(card()) == [
         "library_name: transformers",
         "pipeline_tag: text-generation",
         "base_model: Qwen/Qwen3-0.6B",
@@ -45,17 +53,17 @@ def test_the_front_matter_is_what_the_hub_reads():
 
 
 @pytest.mark.parametrize("model", ["demo", "/home/somebody/private/Qwen3-0.6B", "../models/x", "models/x", "~/x"])
-def test_a_local_model_is_no_base_model_and_its_place_is_nobodys_business(model, tmp_path, monkeypatch):
+def test_a_local_model_is_no_base_model_and_its_path_is_not_published(model, tmp_path, monkeypatch):
     (tmp_path / "models" / "x").mkdir(parents=True)
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     text = card(model=model)
-    assert not any(line.startswith("base_model") for line in front(text))
+    assert not any(line.startswith("base_model") for line in front_matter(text))
     assert "somebody" not in text
 
 
-def test_what_was_done_is_in_the_table():
+def test_the_table_says_what_was_done():
     text = card(MATRIX, {**MATRIX, "shape": [2, 8], "pattern": "4:8", "density": 0.25, "output_error": 0.75})
     assert "# Qwen3-0.6B, pruned to 2:4 and 4:8\n" in text
     assert "| matrices pruned | 2 |" in text
@@ -65,14 +73,15 @@ def test_what_was_done_is_in_the_table():
     assert "| recipe sha256 | `c0ffee` |" in text
 
 
-def test_orders_are_explained_where_there_are_some():
-    assert "1 matrices satisfy their pattern in a channel order of their own" in card(
-        MATRIX, {**MATRIX, "permuted": False}
-    )
-    assert "order" not in card({**MATRIX, "permuted": False}, orders=None)
-    folded = card(orders="fold")
+def test_permutations_are_explained_if_there_are_any():
+    plain = {**MATRIX, "permuted": False}
+    gathered = card(MATRIX, plain)
+    assert "1 matrices satisfy their pattern in a channel permutation" in gathered
+    assert "original order" in gathered
+    assert "permut" not in card(plain, permutations=None)
+    folded = card(permutations="fold")
     assert "every N:M matrix satisfies its pattern in the column order that it is stored in" in folded
-    assert "of their own" not in folded
+    assert "original order" not in folded
 
 
 def test_a_method_without_calibration_says_so():

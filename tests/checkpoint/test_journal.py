@@ -1,4 +1,4 @@
-"""The journal of an unfinished run: what it keeps, what it refuses, and that nothing of it stays."""
+"""The journal of an unfinished run: what it keeps, what it refuses, and that it is deleted in the end."""
 
 import json
 import os
@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from tiny import tiny_model
 
 from eggs_ptp import api
-from eggs_ptp.checkpoint import blocks as blocks_module
-from eggs_ptp.checkpoint import draft as draft_module
-from eggs_ptp.checkpoint import journal as module
-from eggs_ptp.checkpoint.draft import Draft
-from eggs_ptp.checkpoint.record import versions
+from eggs_ptp.checkpoint import block_writer as block_writer_module
+from eggs_ptp.checkpoint import journal as journal_module
+from eggs_ptp.checkpoint import staging as staging_module
+from eggs_ptp.checkpoint.run_record import versions
+from eggs_ptp.checkpoint.staging import StagingFolder
 from eggs_ptp.cli.main import main
 from eggs_ptp.cli.terminal import Progress
-from eggs_ptp.engine import plan as plan_module
-from eggs_ptp.engine.budget import Budget
+from eggs_ptp.engine.planning import make_plan as make_plan_module
+from eggs_ptp.engine.planning.memory_budget import Budget
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
 
 BLOCKS = 4
@@ -32,15 +32,14 @@ SETTINGS = {"method": "eggs+", "nsamples": 4, "seqlen": 32}
 
 @pytest.fixture(scope="module")
 def source(tiny, tmp_path_factory):
-    """A model of which tests change files, for a while."""
-    return shutil.copytree(
-        tiny("llama", num_hidden_layers=BLOCKS), tmp_path_factory.mktemp("source") / "model", dirs_exist_ok=True
-    )
+    """A model whose files tests change for a while."""
+    folder = tmp_path_factory.mktemp("source") / "model"
+    return shutil.copytree(tiny("llama", num_hidden_layers=BLOCKS), folder)
 
 
 @pytest.fixture(scope="module")
 def prune_to(source, text_file):
-    """`prune_to(folder)`, keeping a journal."""
+    """`prune_to(folder)`: prune with a journal."""
 
     def run(folder, **changes):
         return api.prune(str(source), folder, **{"journal": True, "calibration": str(text_file), **SETTINGS, **changes})
@@ -50,38 +49,40 @@ def prune_to(source, text_file):
 
 @pytest.fixture
 def prune(prune_to, tmp_path):
-    """`prune()` into tmp_path/out."""
+    """`prune()`: prune to tmp_path/out."""
     return lambda output="out", **changes: prune_to(tmp_path / output, **changes)
 
 
 @pytest.fixture(scope="module")
-def whole(prune_to, tmp_path_factory):
-    """What is to come out."""
-    folder = tmp_path_factory.mktemp("whole") / "out"
+def uninterrupted(prune_to, tmp_path_factory):
+    """The weights that an uninterrupted run writes."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "out"
     prune_to(folder, journal=False)
     return weights(folder)
 
 
 @pytest.fixture(scope="module")
-def interrupted(prune_to, tmp_path_factory):
-    """The journal of a run that was interrupted behind its second block."""
+def interrupted_journal(prune_to, tmp_path_factory):
+    """The working directory of a run that was interrupted after its second block."""
     folder = tmp_path_factory.mktemp("interrupted") / "out"
     with pytest.raises(KeyboardInterrupt) as caught:
-        prune_to(folder, listener=Stop(2))
-    kept = folder.parent / ".out.draft"
-    assert caught.value.__notes__ == [f"2 finished blocks are kept in {kept}; the same command goes on from there"]
-    return kept
+        prune_to(folder, listener=RunListener(2))
+    journal = folder.parent / ".out.draft"
+    assert caught.value.__notes__ == [f"2 finished blocks are kept in {journal}; the same command resumes from there"]
+    return journal
 
 
 @pytest.fixture
-def stopped(interrupted, tmp_path):
-    """The same beside tmp_path/out."""
-    return shutil.copytree(interrupted, tmp_path / ".out.draft")
+def journal(interrupted_journal, tmp_path):
+    """A copy of it for tmp_path/out."""
+    return shutil.copytree(interrupted_journal, tmp_path / ".out.draft")
 
 
 @contextmanager
 def replaced(path, content):
-    before, stat = path.read_bytes(), path.stat()
+    """Replace the content of a file for a while; its time of modification is restored too."""
+    before = path.read_bytes()
+    stat = path.stat()
     path.write_bytes(content)
     try:
         yield
@@ -90,15 +91,18 @@ def replaced(path, content):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-class Stop:
-    """Ends a run behind its block number `after`, and notes in which blocks there was work."""
+class RunListener:
+    """Records in which blocks matrices were pruned, and ends the run once `after` blocks are finished."""
 
     def __init__(self, after=None, error=KeyboardInterrupt):
-        self.after, self.error, self.worked, self.remarks = after, error, set(), []
+        self.after = after
+        self.error = error
+        self.pruned_blocks = set()
+        self.remarks = []
 
     def __call__(self, event):
         if event.kind == "matrix":
-            self.worked.add(event.block)
+            self.pruned_blocks.add(event.block)
         if event.kind == "remark":
             self.remarks.append(event.stage)
         if event.kind == "block" and event.block == self.after:
@@ -113,50 +117,52 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_only_the_last_entry_has_hidden_states_and_they_are_exact(prune, source, tmp_path):
-    entering = []
+def entry_names(folder):
+    return [name for name in names(folder) if name.startswith("entry")]
 
-    class Watch(Stop):
-        def __call__(self, event):
-            if event.kind == "block":
-                folder = tmp_path / ".out.draft"
-                assert [(folder / name / "stream").exists() for name in names(folder) if name.startswith("entry")] == [
-                    *[False] * event.block,
-                    event.block < BLOCKS,
-                ]
-                if event.block < BLOCKS:
-                    entering.append(load_file(folder / f"entry-{event.block:05d}" / "stream" / "model.safetensors"))
+
+def test_only_the_last_entry_has_hidden_states_and_they_are_exact(prune, source, tmp_path):
+    stored = []
+
+    def listener(event):
+        if event.kind != "block":
+            return
+        folder = tmp_path / ".out.draft"
+        has_hidden_states = [(folder / name / "stream").exists() for name in entry_names(folder)]
+        assert has_hidden_states == [*[False] * event.block, event.block < BLOCKS]
+        if event.block < BLOCKS:
+            stored.append(load_file(folder / f"entry-{event.block:05d}" / "stream" / "model.safetensors"))
 
     windows = torch.randint(0, 256, (3, 32), generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "windows.npy", windows.numpy())
-    prune(listener=Watch(), calibration=str(tmp_path / "windows.npy"))
-    assert [stream.keys() for stream in entering] == [{"hidden", "dense"}] * (BLOCKS - 1)
-    assert {tensor.dtype for stream in entering for tensor in stream.values()} == {torch.float32}
+    prune(listener=listener, calibration=str(tmp_path / "windows.npy"))
+    assert [hidden_states.keys() for hidden_states in stored] == [{"hidden", "dense"}] * (BLOCKS - 1)
+    assert {tensor.dtype for hidden_states in stored for tensor in hidden_states.values()} == {torch.float32}
     model, _ = api.load(source)
     with torch.inference_mode():
         hidden = model(windows, output_hidden_states=True).hidden_states
-    for index, stream in enumerate(entering, 1):
-        assert torch.allclose(stream["dense"], hidden[index], atol=1e-4)
-        assert not torch.allclose(stream["hidden"], hidden[index], atol=1e-4)
+    for index, hidden_states in enumerate(stored, 1):
+        assert torch.allclose(hidden_states["dense"], hidden[index], atol=1e-4)
+        assert not torch.allclose(hidden_states["hidden"], hidden[index], atol=1e-4)
 
 
-def test_goes_on_behind_the_last_finished_block_and_leaves_nothing(prune, stopped, whole, tmp_path):
-    again = Stop()
-    record = prune(listener=again)
-    assert again.worked == {2, 3}
-    assert again.remarks == [f"Going on behind block 2 of 4, finished earlier ({tmp_path / 'out'})"]
-    assert weights(tmp_path / "out") == whole
+def test_a_run_resumes_after_the_last_finished_block_and_deletes_its_journal(prune, journal, uninterrupted, tmp_path):
+    resumed = RunListener()
+    record = prune(listener=resumed)
+    assert resumed.pruned_blocks == {2, 3}
+    assert resumed.remarks == [f"resuming after block 2 of 4 ({tmp_path / 'out'})"]
+    assert weights(tmp_path / "out") == uninterrupted
     assert names(tmp_path) == ["out"]
     assert {"order", "journal"} <= record.stages.keys()  # of both processes together
 
 
-def test_orders_found_first_are_not_sought_again(prune, whole, monkeypatch, tmp_path):
+def test_permutations_of_the_journal_are_not_searched_again(prune, uninterrupted, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prune(listener=lambda event: stop_at(event, "dense"))
-    assert [name for name in names(tmp_path / ".out.draft") if name.startswith("entry")] == ["entry-00000"]
-    monkeypatch.setattr(blocks_module, "find_orders", None)
+    assert entry_names(tmp_path / ".out.draft") == ["entry-00000"]
+    monkeypatch.setattr(block_writer_module, "find_permutations", None)
     prune()
-    assert weights(tmp_path / "out") == whole
+    assert weights(tmp_path / "out") == uninterrupted
 
 
 def stop_at(event, stage):
@@ -165,15 +171,15 @@ def stop_at(event, stage):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "ria_cp"])
-@pytest.mark.parametrize("orders", ["fold", "gather"])
-def test_methods_without_statistics_and_orders_that_are_not_folded(prune, tmp_path, method, orders):
+@pytest.mark.parametrize("permutation", ["fold", "gather"])
+def test_runs_without_statistics_and_without_folding_resume(prune, tmp_path, method, permutation):
     with pytest.raises(KeyboardInterrupt):
-        prune(method=method, orders=orders, listener=Stop(3))
-    again = Stop()
-    prune(method=method, orders=orders, listener=again)
-    prune(method=method, orders=orders, output="whole", journal=False)
-    assert again.worked == {3}
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+        prune(method=method, permutation=permutation, listener=RunListener(3))
+    resumed = RunListener()
+    prune(method=method, permutation=permutation, listener=resumed)
+    prune(method=method, permutation=permutation, output="uninterrupted", journal=False)
+    assert resumed.pruned_blocks == {3}
+    assert weights(tmp_path / "out") == weights(tmp_path / "uninterrupted")
 
 
 def change_text(prune, source, tmp_path, monkeypatch):
@@ -192,11 +198,11 @@ def change_weights(prune, source, tmp_path, monkeypatch):
         prune()
 
 
-def change_time_of_large_weights(prune, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_READ_WHOLE", 0)
+def change_modification_time_of_large_weights(prune, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "MAX_HASHED_WEIGHT_BYTES", 0)
     shutil.rmtree(tmp_path / ".out.draft")
     with pytest.raises(KeyboardInterrupt):
-        prune(listener=Stop(2))
+        prune(listener=RunListener(2))
     path = source / "model.safetensors"
     with replaced(path, path.read_bytes()):
         os.utime(path, ns=(1, 1))
@@ -219,7 +225,7 @@ def change_index(prune, source, tmp_path, monkeypatch):
 
 
 def change_versions(prune, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "versions", lambda: {**versions(), "eggs-ptp": "9.9.9"})
+    monkeypatch.setattr(journal_module, "versions", lambda: {**versions(), "eggs-ptp": "9.9.9"})
     prune()
 
 
@@ -230,7 +236,7 @@ CHANGES = {
     "text": (change_text, "calibration text was "),
     "windows": (change_windows, "calibration sha256 was "),
     "weights": (change_weights, "model model.safetensors was "),
-    "large": (change_time_of_large_weights, "model model.safetensors was "),
+    "large": (change_modification_time_of_large_weights, "model model.safetensors was "),
     "config": (change_config, "model config.json was "),
     "index": (change_index, "model model.safetensors.index.json was "),
     "versions": (change_versions, "versions eggs-ptp was 0.1.0, now 9.9.9"),
@@ -238,116 +244,112 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_run_that_differs_is_refused(prune, source, stopped, tmp_path, monkeypatch, change, message):
+def test_a_run_that_differs_is_refused(prune, source, journal, tmp_path, monkeypatch, change, message):
     with pytest.raises(CheckpointError, match=r"an interrupted run in .* differs from this one") as caught:
         change(prune, source, tmp_path, monkeypatch)
     assert message in str(caught.value)
-    assert str(caught.value).endswith("or start anew with --overwrite or by deleting that folder")
-    assert [name for name in names(stopped) if name.startswith("entry")] == [
-        "entry-00000",
-        "entry-00001",
-        "entry-00002",
-    ]
+    assert str(caught.value).endswith("or start again with --overwrite or by deleting that folder")
+    assert entry_names(journal) == ["entry-00000", "entry-00001", "entry-00002"]
     assert not (tmp_path / "out").exists()
     assert not hasattr(caught.value, "__notes__")
 
 
 @contextmanager
-def allowing(tokens):
-    """While this lasts, --memory allows batches of so many tokens."""
+def batch_budget(tokens):
+    """Make --memory allow batches of this many tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "budget_of", lambda *_: Budget(tokens))
+        patch.setattr(make_plan_module, "fit_budget", lambda *_: Budget(tokens))
         yield
 
 
-def test_a_larger_budget_goes_on_with_the_batches_of_the_smaller_one(prune, tmp_path):
-    many = {"method": "wanda", "nsamples": 16}
-    with allowing(64):
-        prune(output="whole", **many)
+def test_a_run_with_a_larger_budget_resumes_with_the_batches_of_the_smaller_one(prune, tmp_path):
+    settings = {"method": "wanda", "nsamples": 16}
+    with batch_budget(64):
+        prune(output="uninterrupted", **settings)
         with pytest.raises(KeyboardInterrupt):
-            prune(listener=Stop(2), **many)
-    again = Stop()
-    record = prune(listener=again, **many)
-    assert (again.worked, record.batch_tokens) == ({2, 3}, 64)
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-    assert prune(output="free", **many).batch_tokens == 2048
+            prune(listener=RunListener(2), **settings)
+    resumed = RunListener()
+    record = prune(listener=resumed, **settings)
+    assert (resumed.pruned_blocks, record.batch_tokens) == ({2, 3}, 64)
+    assert weights(tmp_path / "out") == weights(tmp_path / "uninterrupted")
+    assert prune(output="larger", **settings).batch_tokens == 2048
 
 
-def test_a_budget_too_small_for_the_batches_of_an_earlier_one_is_refused(prune, stopped):
+def test_a_budget_too_small_for_the_batches_of_an_earlier_one_is_refused(prune, journal):
     message = r"\(batch tokens that --memory allows was 2048, now 64\); repeat its command"
-    with allowing(64), pytest.raises(CheckpointError, match=message):
+    with batch_budget(64), pytest.raises(CheckpointError, match=message):
         prune()
 
 
-def test_overwrite_starts_anew_where_the_run_differs_and_goes_on_where_it_does_not(prune, stopped, tmp_path):
-    anew, again = Stop(3), Stop()
+def test_overwrite_starts_again_if_the_run_differs_and_resumes_if_it_does_not(prune, journal, tmp_path):
+    restarted = RunListener(3)
+    resumed = RunListener()
     with pytest.raises(KeyboardInterrupt):
-        prune(method="magnitude", overwrite=True, listener=anew)
-    prune(method="magnitude", overwrite=True, listener=again)
-    assert (anew.worked, again.worked) == ({0, 1, 2}, {3})
-    prune(method="magnitude", output="whole", journal=False)
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+        prune(method="magnitude", overwrite=True, listener=restarted)
+    prune(method="magnitude", overwrite=True, listener=resumed)
+    assert (restarted.pruned_blocks, resumed.pruned_blocks) == ({0, 1, 2}, {3})
+    prune(method="magnitude", output="uninterrupted", journal=False)
+    assert weights(tmp_path / "out") == weights(tmp_path / "uninterrupted")
 
 
-def test_a_run_without_journal_does_not_discard_one_unasked(prune, stopped, tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"out: an interrupted run is kept in .*; repeat its command to go on with"
-    ):
+def test_a_run_without_journal_discards_one_only_with_overwrite(prune, journal, tmp_path):
+    with pytest.raises(CheckpointError, match=r"out: an interrupted run is kept in .*; repeat its command to resume"):
         prune(journal=False)
-    assert (stopped / "entry-00002").exists()
+    assert (journal / "entry-00002").exists()
     prune(journal=False, overwrite=True, method="magnitude")
     assert names(tmp_path) == ["out"]
 
 
 DAMAGE = (
-    ("entry-00000/orders.safetensors", "byte"),
-    ("entry-00000/orders.safetensors", "gone"),
-    ("entry-00001/facts.json", "byte"),
-    ("entry-00001/facts.json", "half"),
-    ("entry-00002/checks.json", "byte"),
-    ("entry-00002/checks.json", "gone"),
-    ("entry-00002/stream/model.safetensors", "byte"),
-    ("entry-00002/stream/model.safetensors", "half"),
-    ("entry-00002/stream/model.safetensors", "gone"),
-    ("blocks/block-00000.safetensors", "byte"),
-    ("blocks/block-00001.safetensors", "gone"),
+    ("entry-00000/orders.safetensors", "changed"),
+    ("entry-00000/orders.safetensors", "missing"),
+    ("entry-00001/facts.json", "changed"),
+    ("entry-00001/facts.json", "truncated"),
+    ("entry-00002/checks.json", "changed"),
+    ("entry-00002/checks.json", "missing"),
+    ("entry-00002/stream/model.safetensors", "changed"),
+    ("entry-00002/stream/model.safetensors", "truncated"),
+    ("entry-00002/stream/model.safetensors", "missing"),
+    ("blocks/block-00000.safetensors", "changed"),
+    ("blocks/block-00001.safetensors", "missing"),
 )
 
 
-def damage(path, how):
+def damage(path, kind):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x01
     path.unlink()
-    if how != "gone":
-        path.write_bytes(content if how == "byte" else content[: len(content) // 2])
+    if kind != "missing":
+        path.write_bytes(content if kind == "changed" else content[: len(content) // 2])
 
 
-@pytest.mark.parametrize(("file", "how"), DAMAGE)
-def test_damage_is_refused(prune, stopped, tmp_path, file, how):
-    damage(stopped / file, how)
-    with pytest.raises(CheckpointError, match=r"has kept is damaged; start anew with --overwrite, or delete .*\.draft"):
+@pytest.mark.parametrize(("file", "kind"), DAMAGE)
+def test_a_damaged_journal_is_refused(prune, journal, tmp_path, file, kind):
+    damage(journal / file, kind)
+    message = r"journal of an interrupted run is damaged; start again with --overwrite, or delete .*\.draft"
+    with pytest.raises(CheckpointError, match=message):
         prune()
-    assert stopped.exists()
+    assert journal.exists()
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("how", ["byte", "half"])
-def test_a_run_that_cannot_be_told_is_refused(prune, stopped, tmp_path, how):
-    damage(stopped / "journal.json", how)
-    with pytest.raises(CheckpointError, match=r"start anew with --overwrite"):
+@pytest.mark.parametrize("kind", ["changed", "truncated"])
+def test_a_journal_with_a_damaged_identity_is_refused(prune, journal, tmp_path, kind):
+    damage(journal / "journal.json", kind)
+    with pytest.raises(CheckpointError, match=r"start again with --overwrite"):
         prune()
-    assert (stopped / "entry-00002").exists()
+    assert (journal / "entry-00002").exists()
 
 
-def test_overwrite_starts_anew_where_there_is_damage(prune, stopped, whole, tmp_path):
-    damage(stopped / "blocks" / "block-00001.safetensors", "byte")
+def test_overwrite_starts_again_if_the_journal_is_damaged(prune, journal, uninterrupted, tmp_path):
+    damage(journal / "blocks" / "block-00001.safetensors", "changed")
     prune(overwrite=True)
-    assert weights(tmp_path / "out") == whole
+    assert weights(tmp_path / "out") == uninterrupted
     assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(
-    ("error", "kept"),
+    ("error", "is_kept"),
     [
         (NumericsError("NaN"), False),
         (OSError(5, "Input/output error"), True),
@@ -355,29 +357,29 @@ def test_overwrite_starts_anew_where_there_is_damage(prune, stopped, whole, tmp_
         (ModelError("m: cannot be read"), True),
     ],
 )
-def test_what_the_same_run_would_meet_again_leaves_nothing(prune, tmp_path, error, kept):
+def test_errors_that_the_same_command_would_repeat_keep_no_journal(prune, tmp_path, error, is_kept):
     with pytest.raises(CheckpointError if isinstance(error, OSError) else type(error)):  # with the file's name
-        prune(method="magnitude", listener=Stop(2, error))
-    assert names(tmp_path) == ([".out.draft"] if kept else [])
+        prune(method="magnitude", listener=RunListener(2, error))
+    assert names(tmp_path) == ([".out.draft"] if is_kept else [])
 
 
-def test_ctrl_c_prints_the_command_that_goes_on(source, text_file, tmp_path, monkeypatch, capsys):
-    output, stop = tmp_path / "my out", Stop(2)
-    words = ["prune", source, "-o", output, "--method", "wanda", "--calibration", text_file, "--nsamples", 4]
-    command = [str(word) for word in words]
+def test_ctrl_c_prints_the_command_that_resumes(source, text_file, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "my out"
+    stop = RunListener(2)
+    arguments = ["prune", source, "-o", output, "--method", "wanda", "--calibration", text_file, "--nsamples", 4]
+    command = [str(argument) for argument in arguments]
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "listen", lambda self, event: stop(event))
         assert main(command) == 130
-    *_, kept, last = capsys.readouterr().err.splitlines()
+    *_, note, last = capsys.readouterr().err.splitlines()
     folder = tmp_path / ".my out.draft"
-    assert kept == f"eggs: 2 finished blocks are kept in {folder}; the same command goes on from there: " + shlex.join(
-        ["eggs", *command]
-    )
+    repeated = shlex.join(["eggs", *command])
+    assert note == f"eggs: 2 finished blocks are kept in {folder}; the same command resumes from there: {repeated}"
     assert last == "eggs: interrupted"
     assert main([*command, "--no-journal"]) == 2
     assert "an interrupted run is kept in" in capsys.readouterr().err
     assert main(command) == 0
-    assert f"Going on behind block 2 of 4, finished earlier ({output})" in capsys.readouterr().err
+    assert f"resuming after block 2 of 4 ({output})" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--no-journal"]) == 0
     assert names(tmp_path) == ["my out"]
 
@@ -388,64 +390,66 @@ def test_an_interruption_before_the_first_block_leaves_nothing(prune, tmp_path):
     assert names(tmp_path) == []
 
 
-def test_without_room_no_journal_is_kept_and_that_is_said(prune, monkeypatch, tmp_path):
+def test_without_disk_space_no_journal_is_kept_and_a_remark_says_so(prune, monkeypatch, tmp_path):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100_000))
-    watch = Stop(2)
+    listener = RunListener(2)
     with pytest.raises(KeyboardInterrupt):
-        prune(listener=watch)
-    (remark,) = watch.remarks
-    assert remark.startswith(f"No journal is kept: {tmp_path} has 0.0 GB free")
+        prune(listener=listener)
+    (remark,) = listener.remarks
+    assert remark.startswith(f"no journal is kept: {tmp_path} has 0.0 GB free")
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("one_file", [True, False])
-def test_a_failure_at_the_very_end_loses_nothing(prune, monkeypatch, tmp_path, one_file):
+def test_a_failure_in_the_last_step_loses_nothing(prune, monkeypatch, tmp_path, one_file):
     settings = {"method": "ria_cp"}
     if not one_file:
-        monkeypatch.setattr(draft_module, "_ONE_FILE", 1000)
+        monkeypatch.setattr(staging_module, "MAX_SINGLE_FILE_BYTES", 1000)
 
     def full(path):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(draft_module, "flush", full)
+        patch.setattr(staging_module, "flush", full)
         with pytest.raises(CheckpointError, match=r"out: cannot be written \(No space left on device\)"):
             prune(**settings)
-    again = Stop()
-    prune(listener=again, **settings)
-    prune(output="whole", journal=False, **settings)
-    assert again.worked == set()
+    resumed = RunListener()
+    prune(listener=resumed, **settings)
+    prune(output="uninterrupted", journal=False, **settings)
+    assert resumed.pruned_blocks == set()
     assert len(weights(tmp_path / "out")) == (2 if one_file else BLOCKS + 2)
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "out") == weights(tmp_path / "uninterrupted")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_interruption_while_the_last_shard_is_written_loses_nothing(prune, whole, monkeypatch, tmp_path, overwrite):
-    monkeypatch.setattr(draft_module, "_ONE_FILE", 1000)
+def test_an_interruption_while_the_last_shard_is_written_loses_nothing(
+    prune, uninterrupted, monkeypatch, tmp_path, overwrite
+):
+    monkeypatch.setattr(staging_module, "MAX_SINGLE_FILE_BYTES", 1000)
 
-    put_rows = draft_module.Stream.put_rows
+    put_rows = staging_module.SafetensorsWriter.put_rows
 
-    def stop(stream, name, parts):
+    def interrupting_put_rows(writer, name, rows):
         if name == "model.norm.weight":
             raise KeyboardInterrupt
-        put_rows(stream, name, parts)
+        put_rows(writer, name, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(draft_module.Stream, "put_rows", stop)
+        patch.setattr(staging_module.SafetensorsWriter, "put_rows", interrupting_put_rows)
         with pytest.raises(KeyboardInterrupt) as caught:
             prune()
     assert f"{BLOCKS} finished blocks are kept" in caught.value.__notes__[0]
-    again = Stop()
-    prune(listener=again, overwrite=overwrite)
-    assert again.worked == set()
+    resumed = RunListener()
+    prune(listener=resumed, overwrite=overwrite)
+    assert resumed.pruned_blocks == set()
     assert names(tmp_path) == ["out"]
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == BLOCKS + 1
 
 
 @contextmanager
 def disk_of(folder, size):
-    """A file system of `size` bytes; skips where none can be mounted."""
+    """Mount a file system of `size` bytes; skips if none can be mounted."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
@@ -456,7 +460,7 @@ def disk_of(folder, size):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_once_there_is_room(prune, whole, tmp_path):
+def test_a_run_that_fills_the_disk_resumes_once_there_is_space(prune, uninterrupted, tmp_path):
     with disk_of(tmp_path / "disk", 1 << 20) as disk:
         previous = tiny_model(disk / "out", "mistral", hidden_size=16, intermediate_size=16, num_hidden_layers=1)
         before = {path.name: path.read_bytes() for path in previous.iterdir()}
@@ -473,14 +477,14 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_once_there_is_room(pru
         assert "2 finished blocks are kept" in caught.value.__notes__[0]
         assert {path.name: path.read_bytes() for path in previous.iterdir()} == before
         ballast.unlink()
-        again = Stop()
-        prune(output="disk/out", overwrite=True, listener=again)
-        assert again.worked == {2, 3}
+        resumed = RunListener()
+        prune(output="disk/out", overwrite=True, listener=resumed)
+        assert resumed.pruned_blocks == {2, 3}
         assert names(disk) == ["out"]
-        assert weights(disk / "out") == whole
+        assert weights(disk / "out") == uninterrupted
 
 
-def test_a_model_that_breaks_off_is_named_and_output_and_journal_stay(prune, source, stopped, tmp_path):
+def test_a_truncated_model_is_named_and_output_and_journal_stay(prune, source, journal, tmp_path):
     before = weights(shutil.copytree(source, tmp_path / "out"))
     path = source / "model.safetensors"
     with (
@@ -489,11 +493,11 @@ def test_a_model_that_breaks_off_is_named_and_output_and_journal_stay(prune, sou
     ):
         prune(overwrite=True)
     assert weights(tmp_path / "out") == before
-    assert (stopped / "entry-00002").exists()
+    assert (journal / "entry-00002").exists()
 
 
-def test_a_leftover_of_exports_is_no_journal(tmp_path):
+def test_entries_without_an_identity_are_no_journal(tmp_path):
     (tmp_path / ".out.draft" / "entry-00001").mkdir(parents=True)
-    with Draft(tmp_path / "out"):
+    with StagingFolder(tmp_path / "out"):
         assert names(tmp_path / ".out.draft") == ["blocks", "folder", "lock"]
     assert names(tmp_path) == []

@@ -1,29 +1,32 @@
+"""Standard errors and intervals, against formulas, scipy and simulation."""
+
 import math
 import statistics
 
 import pytest
+import torch
 from scipy import stats
 
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.evaluation.estimate import difference, estimate
 
 
-def test_windows_that_count_alike_have_the_error_of_a_mean():
+def test_windows_with_equal_counts_have_the_error_of_a_mean():
     values = [1.5, 2.0, 4.5, 3.0]
     got = estimate([7 * value for value in values], [7] * 4)
     assert got.value == pytest.approx(2.75)
     assert got.standard_error == pytest.approx(statistics.stdev(values) / 2)
 
 
-def test_unlike_windows_weigh_by_what_they_count():
+def test_windows_weigh_by_their_counts():
     sums, counts = [10.0, 1.0, 7.0], [4, 1, 2]
     ratio = 18 / 7
-    spread = sum((s - ratio * c) ** 2 for s, c in zip(sums, counts, strict=True)) * 3 / 2
+    spread = sum((total - ratio * count) ** 2 for total, count in zip(sums, counts, strict=True)) * 3 / 2
     got = estimate(sums, counts)
     assert (got.value, got.standard_error) == (pytest.approx(ratio), pytest.approx(math.sqrt(spread) / 7))
 
 
-def test_one_window_has_no_error():
+def test_a_single_window_has_no_error():
     assert estimate([3.0], [2]).to_dict() == {"value": 1.5, "standard_error": None}
     got = difference([3.0], [1.0], [2])
     assert (got.value, got.low, got.high, got.exp().high) == (1.0, None, None, None)
@@ -40,16 +43,14 @@ def test_a_difference_is_the_paired_t_test():
     assert got.pairs == 5
 
 
-def test_pairs_that_move_together_differ_surely():
+def test_pairs_with_a_constant_difference_have_no_error():
     first = [float(i) for i in range(10)]
     got = difference([value + 0.1 for value in first], first, [1] * 10)
     assert (got.low, got.high) == (pytest.approx(0.1), pytest.approx(0.1))
     assert got.standard_error < 1e-12 < estimate(first, [1] * 10).standard_error
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    import torch
-
+def test_the_interval_covers_the_true_mean_as_often_as_it_claims():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2000, 12, generator=generator, dtype=torch.float64) + 0.3
     covered = sum(
@@ -66,6 +67,6 @@ def test_a_ratio_is_the_exponential_of_a_difference():
 
 
 @pytest.mark.parametrize(("first", "second"), [([1.0], [1.0, 2.0]), ([], [])])
-def test_refuses_what_does_not_pair(first, second):
+def test_measurements_that_do_not_pair_are_refused(first, second):
     with pytest.raises(CalibrationError, match="cannot be paired"):
         difference(first, second, [1] * len(first))

@@ -1,3 +1,5 @@
+"""Sampled text: greedy, seeded, and independent of the checkpoint's generation config."""
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -6,7 +8,9 @@ from eggs_ptp.errors import CalibrationError
 from eggs_ptp.evaluation.generate import sample_text
 
 
-class Letters:
+class LetterTokenizer:
+    """One token a letter."""
+
     pad_token_id, eos_token_id = None, 2
 
     def __call__(self, text, verbose):
@@ -42,14 +46,14 @@ def greedy(model, text, tokens):
     return "".join(chr(97 + i) for i in ids)
 
 
-def test_temperature_zero_takes_the_likeliest_token(model):
-    assert sample_text(model, Letters(), "abc", tokens=12, temperature=0.0) == greedy(model, "abc", 12)
+def test_temperature_zero_takes_the_most_likely_token(model):
+    assert sample_text(model, LetterTokenizer(), "abc", tokens=12, temperature=0.0) == greedy(model, "abc", 12)
 
 
-def test_the_seed_decides_and_the_global_state_stays(model):
+def test_the_seed_decides_and_the_global_state_is_unchanged(model):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    texts = [sample_text(model, Letters(), "abc", tokens=20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
+    texts = [sample_text(model, LetterTokenizer(), "abc", tokens=20, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(before, torch.get_rng_state())
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith("abc")
@@ -57,23 +61,24 @@ def test_the_seed_decides_and_the_global_state_stays(model):
 
 
 def test_the_checkpoints_own_sampling_settings_do_not_interfere(model):
-    plain = sample_text(model, Letters(), "abc", tokens=20, temperature=1.0)
-    kept = model.generation_config
+    plain = sample_text(model, LetterTokenizer(), "abc", tokens=20, temperature=1.0)
+    original = model.generation_config
     try:
-        model.generation_config = type(kept)(**{**kept.to_dict(), "do_sample": True, "top_k": 1, "top_p": 0.1})
-        assert sample_text(model, Letters(), "abc", tokens=20, temperature=1.0) == plain
+        settings = {**original.to_dict(), "do_sample": True, "top_k": 1, "top_p": 0.1}
+        model.generation_config = type(original)(**settings)
+        assert sample_text(model, LetterTokenizer(), "abc", tokens=20, temperature=1.0) == plain
     finally:
-        model.generation_config = kept
+        model.generation_config = original
 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
         ("", {}, "the prompt is empty"),
-        ("abc", {"temperature": -1.0}, "temperature -1 is negative"),
+        ("abc", {"temperature": -1.0}, "temperature: .* got -1"),
         ("abc", {"tokens": 62}, "3 prompt tokens and 62 new ones exceed the model's context of 64"),
     ],
 )
-def test_refuses_what_cannot_be(model, prompt, options, message):
+def test_impossible_requests_are_refused(model, prompt, options, message):
     with pytest.raises(CalibrationError, match=message):
-        sample_text(model, Letters(), prompt, **options)
+        sample_text(model, LetterTokenizer(), prompt, **options)

@@ -1,4 +1,4 @@
-"""Local tasks ask what lm-eval's own ask, and models answer as in lm-eval's own loop."""
+"""Local tasks make the requests of lm-eval's own tasks, and models score as in lm-eval's own loop."""
 
 import json
 import os.path
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from eggs_ptp.errors import CalibrationError
-from eggs_ptp.evaluation.harness import LOCAL, TASKS, load_tasks, quiet, run_tasks
+from eggs_ptp.evaluation.harness import LOCAL_TASKS, PAPER_TASKS, TASK_FOLDER, load_tasks, run_tasks, silenced_lm_eval
 from eggs_ptp.evaluation.zeroshot import zero_shot
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra eval)")
-FILES = {name: f"{name}.jsonl" for name in TASKS} | {"hellaswag": "hellaswag_1000.jsonl"}
+FILES = {name: f"{name}.jsonl" for name in PAPER_TASKS} | {"hellaswag": "hellaswag_1000.jsonl"}
 UPSTREAM = {
     "boolq": "super_glue/boolq/default.yaml",
     "rte": "glue/rte/default.yaml",
@@ -27,13 +27,13 @@ LABELS = "ABCDE"
 
 
 def uncleaned(text):
-    """What lm-eval's cleaning of HellaSwag (marks in brackets out, two blanks to one) makes `text` of."""
+    """Return a text that lm-eval's cleaning of HellaSwag, which drops [marks] and double spaces, turns into `text`."""
     text = text.replace("  ", "    ")
     return f"{'[step]' * text.startswith(' ')}{text}{'[step]' * text.endswith(' ')}"
 
 
 def hub_row(name, row):
-    """A row of a local file as the hub's data set has it, which is what lm-eval's own task starts from."""
+    """Turn a row of a local file into that of the hub's data set, which lm-eval's own task reads."""
     if name == "rte":
         return row
     if name == "boolq":
@@ -66,7 +66,7 @@ def hub_row(name, row):
 
 @pytest.fixture(scope="module")
 def rows(shared):
-    """The first rows of each file, and some from its middle."""
+    """`rows(name, count)`: the first rows of a file, and as many from its middle."""
 
     def read(name, count):
         lines = (shared / "data/zeroshot" / FILES[name]).read_text(encoding="utf-8").splitlines()
@@ -76,17 +76,17 @@ def rows(shared):
 
 
 def own_task(name, rows):
-    """lm-eval's own task on these rows in the place of the hub's."""
+    """Make lm-eval's own task with these rows in place of the hub's."""
     from datasets import Dataset
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks import __file__ as home
+    from lm_eval.tasks import __file__ as tasks_file
     from lm_eval.tasks._yaml_loader import load_yaml
 
     documents = Dataset.from_list([hub_row(name, row) for row in rows])
-    config = load_yaml(Path(home).parent / UPSTREAM[name], resolve_func=True)
+    config = load_yaml(Path(tasks_file).parent / UPSTREAM[name], resolve_func=True)
     splits = dict.fromkeys(("train", "validation", "test"), documents)
     config |= {"custom_dataset": lambda **_: splits, "task": name}
-    with quiet():
+    with silenced_lm_eval():
         task = TaskManager(include_defaults=False).load([config])["tasks"][name]
         task.set_config(key="num_fewshot", value=0)
     return task
@@ -98,24 +98,25 @@ def local_task(name, rows, folder):
 
 
 def requests(task):
-    with quiet():
+    with silenced_lm_eval():
         task.build_all_requests(limit=None, rank=0, world_size=1)
-    return [(one.doc_id, one.idx, one.args) for one in task.instances]
+    return [(instance.doc_id, instance.idx, instance.args) for instance in task.instances]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", PAPER_TASKS)
 def test_local_tasks_make_the_requests_and_the_scores_of_lm_evals_own(name, rows, tmp_path):
-    some = rows(name, 40)
-    own, local = own_task(name, some), local_task(name, some, tmp_path)
-    made = requests(local)
-    assert made == requests(own)
-    assert len({args for *_, args in made}) > 80
-    chance = random.Random(0)  # noqa: S311
-    for mine, theirs in zip(local.eval_docs, own.eval_docs, strict=True):
-        choices = len(local.doc_to_choice(mine))
-        answers = [(-chance.random() * 9, False) for _ in range(choices)]
-        scores = local.process_results(mine, answers)
-        assert scores == own.process_results(theirs, answers)
+    sample = rows(name, 40)
+    own = own_task(name, sample)
+    local = local_task(name, sample, tmp_path)
+    local_requests = requests(local)
+    assert local_requests == requests(own)
+    assert len({args for *_, args in local_requests}) > 80
+    random_numbers = random.Random(0)  # noqa: S311
+    for local_document, own_document in zip(local.eval_docs, own.eval_docs, strict=True):
+        choices = len(local.doc_to_choice(local_document))
+        answers = [(-random_numbers.random() * 9, False) for _ in range(choices)]
+        scores = local.process_results(local_document, answers)
+        assert scores == own.process_results(own_document, answers)
         assert set(scores) <= {"acc", "acc_norm"}
 
 
@@ -128,49 +129,49 @@ def stories(shared):
 
 
 @pytest.mark.parametrize("name", ["boolq", "winogrande", "arc_easy"])
-def test_items_are_answered_as_in_lm_evals_own_loop(name, rows, stories, tmp_path):
+def test_items_are_scored_as_in_lm_evals_own_loop(name, rows, stories, tmp_path):
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
-    some = rows(name, 6)
-    with quiet():
+    sample = rows(name, 6)
+    with silenced_lm_eval():
         model = HFLM(pretrained=stories[0], tokenizer=stories[1], batch_size=4)
-        found = evaluator.evaluate(model, {"tasks": {name: own_task(name, some)}}, bootstrap_iters=0)
+        expected = evaluator.evaluate(model, {"tasks": {name: own_task(name, sample)}}, bootstrap_iters=0)
+    expected_items = expected["samples"][name]
     local = f"{name}_local"
-    tasks = {local: local_task(name, some, tmp_path)}
-    samples, cut = run_tasks(*stories, tasks)
-    for mine, theirs in zip(samples[local], found["samples"][name], strict=True):
-        for (likelihood, greedy), (expected, same) in zip(
-            mine["filtered_resps"], theirs["filtered_resps"], strict=True
-        ):
-            assert likelihood == pytest.approx(expected, rel=1e-5)
-            assert greedy == same
-        assert mine["acc"] == theirs["acc"]
+    tasks = {local: local_task(name, sample, tmp_path)}
+    samples, truncated = run_tasks(*stories, tasks)
+    for item, expected_item in zip(samples[local], expected_items, strict=True):
+        responses = zip(item["filtered_resps"], expected_item["filtered_resps"], strict=True)
+        for (likelihood, is_greedy), (expected_likelihood, expected_greedy) in responses:
+            assert likelihood == pytest.approx(expected_likelihood, rel=1e-5)
+            assert is_greedy == expected_greedy
+        assert item["acc"] == expected_item["acc"]
     result = zero_shot(*stories, tasks)[local]
-    assert result.scores["acc"] == tuple(one["acc"] for one in found["samples"][name])
-    assert result.mean("acc").value == pytest.approx(found["results"][name]["acc,none"])
-    assert bool(cut) == bool(result.truncated) == (name == "boolq")
+    assert result.scores["acc"] == tuple(item["acc"] for item in expected_items)
+    assert result.mean("acc").value == pytest.approx(expected["results"][name]["acc,none"])
+    assert bool(truncated) == bool(result.truncated) == (name == "boolq")
 
 
-def test_lm_evals_standard_error_is_ours(rows, stories, tmp_path):
+def test_the_standard_error_equals_lm_evals(rows, stories, tmp_path):
     from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     tasks = {"arc_easy_local": local_task("arc_easy", rows("arc_easy", 10), tmp_path)}
     result = zero_shot(*stories, tasks)["arc_easy_local"]
-    with quiet():
+    with silenced_lm_eval():
         model = HFLM(pretrained=stories[0], tokenizer=stories[1], batch_size=8)
-        found = evaluator.evaluate(model, {"tasks": tasks}, bootstrap_iters=1)["results"]["arc_easy_local"]
+        expected = evaluator.evaluate(model, {"tasks": tasks}, bootstrap_iters=1)["results"]["arc_easy_local"]
     for metric in ("acc", "acc_norm"):
-        assert result.mean(metric).value == pytest.approx(found[f"{metric},none"])
-        assert result.mean(metric).standard_error == pytest.approx(found[f"{metric}_stderr,none"])
+        assert result.mean(metric).value == pytest.approx(expected[f"{metric},none"])
+        assert result.mean(metric).standard_error == pytest.approx(expected[f"{metric}_stderr,none"])
 
 
 def test_a_limit_takes_the_first_items(rows, stories, tmp_path):
     tasks = {"arc_easy_local": local_task("arc_easy", rows("arc_easy", 5), tmp_path)}
-    few, all_items = (zero_shot(*stories, tasks, limit=limit)["arc_easy_local"] for limit in (3, None))
-    assert few.scores["acc"] == all_items.scores["acc"][:3]
-    assert few.sha256 != all_items.sha256
+    limited, complete = (zero_shot(*stories, tasks, limit=limit)["arc_easy_local"] for limit in (3, None))
+    assert limited.scores["acc"] == complete.scores["acc"][:3]
+    assert limited.sha256 != complete.sha256
 
 
 def test_without_tasks_nothing_is_imported():
@@ -180,16 +181,16 @@ def test_without_tasks_nothing_is_imported():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["piqa_local"], "there is no local task piqa_local; there are boolq_local, rte_local"),
-        (["boolq_local"], "task boolq_local reads boolq.jsonl from a folder of yours: pass --data FOLDER"),
+        (["piqa_local"], "there is no local task piqa_local; choose from boolq_local, rte_local"),
+        (["boolq_local"], "task boolq_local reads boolq.jsonl from a local folder; pass --data FOLDER"),
     ],
 )
-def test_says_what_is_missing(names, message):
+def test_a_missing_task_or_folder_is_named(names, message):
     with pytest.raises(CalibrationError, match=message):
         load_tasks(names, None)
 
 
-def test_says_where_files_belong_and_what_is_wrong_with_them(tmp_path):
+def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(CalibrationError, match=r"there is no file .*rte\.jsonl; put rte\.jsonl there"):
         load_tasks(["rte_local"], tmp_path)
     (tmp_path / "rte.jsonl").write_text('{"a": 1}\n{"a"')
@@ -203,40 +204,41 @@ def test_says_where_files_belong_and_what_is_wrong_with_them(tmp_path):
         load_tasks(["rte_local"], tmp_path)
 
 
-def test_without_lm_eval_says_how_to_get_it(monkeypatch):
+def test_without_lm_eval_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CalibrationError, match="pip install lm-eval"):
         load_tasks(["boolq"], None)
 
 
-def test_tasks_of_the_hub_are_lm_evals(monkeypatch):
-    """By name they come from lm-eval's own index; the data are the hub's, whose absence is said in one line."""
+def test_other_tasks_are_loaded_from_the_hub(monkeypatch):
+    """lm-eval's own index finds them by name; without a network the error is one line."""
     import datasets
 
-    asked = []
+    requested = []
 
     def unreachable(path, name=None, **options):
-        asked.append((path, name))
+        requested.append((path, name))
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(CalibrationError, match=r"arc_easy cannot be had .*no network.*use arc_easy_local with --data"):
+    with pytest.raises(
+        CalibrationError, match=r"arc_easy cannot be loaded .*no network.*use arc_easy_local with --data"
+    ):
         load_tasks(["arc_easy"], None)
-    assert asked == [("allenai/ai2_arc", "ARC-Easy")]
+    assert requested == [("allenai/ai2_arc", "ARC-Easy")]
 
 
 def test_every_local_task_names_its_file():
     import yaml
 
-    from eggs_ptp.evaluation.harness import FOLDER
-
-    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(LOCAL)
+    assert sorted(path.stem for path in TASK_FOLDER.iterdir()) == sorted(LOCAL_TASKS)
     for name, file in FILES.items():
-        found = yaml.safe_load((FOLDER / f"{name}_local.yaml").read_text(encoding="utf-8"))
-        assert (found["task"], found["dataset_kwargs"]["data_files"]["validation"]) == (f"{name}_local", file)
+        definition = yaml.safe_load((TASK_FOLDER / f"{name}_local.yaml").read_text(encoding="utf-8"))
+        assert definition["task"] == f"{name}_local"
+        assert definition["dataset_kwargs"]["data_files"]["validation"] == file
 
 
-def test_remarks_and_bars_of_lm_eval_are_kept_away(capsys):
-    with quiet():
+def test_messages_and_progress_bars_of_lm_eval_are_silenced(capsys):
+    with silenced_lm_eval():
         sys.stderr.write("a bar")
     assert capsys.readouterr().err == ""

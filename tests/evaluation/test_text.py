@@ -1,58 +1,61 @@
+"""Evaluation texts: data sets of the hub as papers use them, and local files."""
+
 import json
 
 import pytest
 
 from eggs_ptp.errors import CalibrationError
-from eggs_ptp.evaluation import text
-from eggs_ptp.evaluation.text import find_text
+from eggs_ptp.evaluation import text as text_module
+from eggs_ptp.evaluation.text import load_text
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    asked = []
+    """The requests to the hub, which has 2000 documents."""
+    requests = []
 
-    def documents(name, **how):
-        asked.append((name, how))
+    def documents(name, **options):
+        requests.append((name, options))
         return [f"document {i}" for i in range(2000)]
 
-    monkeypatch.setattr(text, "hub_documents", documents)
-    return asked
+    monkeypatch.setattr(text_module, "hub_documents", documents)
+    return requests
 
 
 @pytest.mark.parametrize("name", [None, "wikitext2"])
-def test_wikitext_is_the_whole_test_split_joined_by_blank_lines(hub, name):
-    found = find_text(name)
-    assert hub == [("Salesforce/wikitext:wikitext-2-raw-v1", {"whole": True, "split": "test", "flag": "--text"})]
-    assert (len(found.documents), found.joiner, found.windows, found.protocol) == (2000, "\n\n", None, "packed")
+def test_wikitext_is_the_complete_test_split_joined_by_blank_lines(hub, name):
+    text = load_text(name)
+    assert hub == [("Salesforce/wikitext:wikitext-2-raw-v1", {"download": True, "split": "test", "flag": "--text"})]
+    assert (len(text.documents), text.joiner, text.windows, text.protocol) == (2000, "\n\n", None, "packed")
 
 
-def test_c4_is_what_the_field_takes_of_its_validation_file(hub):
-    found = find_text("c4")
-    assert hub == [("allenai/c4", {"whole": False, "split": "validation", "flag": "--text"})]
-    assert (len(found.documents), found.joiner, found.windows) == (1100, " ", 256)
+def test_c4_is_the_part_of_the_validation_file_that_papers_use(hub):
+    text = load_text("c4")
+    assert hub == [("allenai/c4", {"download": False, "split": "validation", "flag": "--text"})]
+    assert (len(text.documents), text.joiner, text.windows) == (1100, " ", 256)
 
 
-def test_a_copy_of_wikitext_has_the_rows_of_the_data_set(tmp_path):
+def test_a_file_of_wikitext_has_the_rows_of_the_data_set(tmp_path):
     path = tmp_path / "wiki.test.raw"
     path.write_text(" \n = Title = \n \n A sentence . \n")
-    found = find_text(str(path))
-    assert found.documents == ["", " = Title = \n", "", " A sentence . \n"]
-    assert found.source == f"{path}, 4 rows"
+    text = load_text(str(path))
+    assert text.documents == ["", " = Title = \n", "", " A sentence . \n"]
+    assert text.source == f"{path}, 4 rows"
 
 
-def test_the_copy_has_as_many_rows_as_the_data_set(shared):
-    assert len(find_text(str(shared / "data/wikitext2/wiki.test.raw")).documents) == 4358
+def test_the_file_of_the_test_split_has_as_many_rows_as_the_data_set(shared):
+    assert len(load_text(str(shared / "data/wikitext2/wiki.test.raw")).documents) == 4358
 
 
-def test_other_files_are_as_they_are(tmp_path):
+def test_other_files_are_read_unchanged(tmp_path):
     plain, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
     plain.write_text("one\n\ntwo\n")
     lines.write_text(json.dumps({"story": "one"}) + "\n")
-    assert find_text(str(plain)).documents == ["one\n\ntwo\n"]
-    found = find_text(str(lines), field="story")
-    assert (found.documents, found.protocol) == (["one"], "documents")
+    assert load_text(str(plain)).documents == ["one\n\ntwo\n"]
+    text = load_text(str(lines), field="story")
+    assert (text.documents, text.protocol) == (["one"], "documents")
 
 
-def test_says_which_names_there_are():
-    with pytest.raises(CalibrationError, match="no file wikitext3; texts that have a name are wikitext2, c4"):
-        find_text("wikitext3")
+def test_an_unknown_name_is_refused():
+    with pytest.raises(CalibrationError, match=r"no file wikitext3; .*: wikitext2, c4"):
+        load_text("wikitext3")

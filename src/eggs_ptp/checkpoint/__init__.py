@@ -1,1 +1,1 @@
-"""Folders on disk: written whole, verified afterwards."""
+"""Checkpoint folders: written atomically, verified afterwards, packed and unpacked."""

@@ -5,84 +5,105 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eggs_ptp.checkpoint.record import RunRecord, versions
-from eggs_ptp.sparse.contents import Contents
+from eggs_ptp.checkpoint.run_record import RunRecord, versions
+from eggs_ptp.sparse.packed_config import PackedConfig
 
-_FORM = re.compile(r"The weights are (?:stored dense with zeros|packed)[^\n]*")  # to the end of its line
+_FORMAT_SENTENCE = re.compile(r"The weights are (?:stored dense with zeros|packed)[^\n]*")  # to the end of its line
+_VALUE_KINDS = {"int8": "int8 with a scale for every row", "int4": "int4 with a scale for every 64 of a row"}
 
 
 def write_card(record: RunRecord, config: dict[str, Any]) -> str:
-    """Render README.md: what was done, to which matrices, how to load and check it."""
+    """Render `README.md`: what was done to which matrices, and how to load and check the result.
+
+    Args:
+        record: The record of the run.
+        config: The model's `config.json`.
+    """
     patterns = sorted({matrix["pattern"] for matrix in record.matrices})
     methods = sorted({matrix["method"] for matrix in record.matrices})
     base = str(record.source["model"])
     kept = sum(_size(matrix) * matrix["density"] for matrix in record.matrices)
     weights = sum(_size(matrix) for matrix in record.matrices)
     errors = [matrix["output_error"] for matrix in record.matrices if matrix["output_error"] is not None]
-    permuted = sum(matrix["permuted"] for matrix in record.matrices)
-    how = f"One-shot pruning with **{', '.join(methods)}**"
-    if given := record.recipe.get("mask"):
-        methods, how = (
-            ["given masks"],
-            f"Pruned with the masks of `{Path(given).name}`, and what `eggs.json` says ran on them,",
-        )
-    front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if base.count("/") == 1 and not Path(base).expanduser().exists():
-        front.append(f"base_model: {base}")
-    tags = ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]
-    front += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]
+    mean_error = f"{sum(errors) / len(errors):.4f}" if errors else "not measured"
+    description = f"One-shot pruning with **{', '.join(methods)}**"
+    if mask := record.recipe.get("mask"):
+        methods = ["given masks"]
+        description = f"Pruned with the masks of `{Path(mask).name}`, and the steps that `eggs.json` lists,"
     lines = [
-        *front,
+        *_front_matter(base, ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]),
         "",
         f"# {Path(base).name}, pruned to {' and '.join(patterns)}",
         "",
-        f"{how} by eggs-ptp {versions()['eggs-ptp']}. N:M keeps N of every M "
-        f"consecutive inputs of a row. {_form(config, None)}",
+        f"{description} by eggs-ptp {versions()['eggs-ptp']}. N:M keeps N of every M "
+        f"consecutive inputs of a row. {_format_sentence(config, None)}",
         "",
         "| what | value |",
         "|---|---|",
         f"| matrices pruned | {len(record.matrices)} |",
         f"| weights kept in them | {kept / weights:.4f} of {weights} |",
-        f"| mean relative output error | {f'{sum(errors) / len(errors):.4f}' if errors else 'not measured'} |",
+        f"| mean relative output error | {mean_error} |",
         f"| calibration | {_calibration(record)} |",
         f"| recipe sha256 | `{record.recipe_sha256}` |",
+        *_permutation_lines(record),
+        "",
+        "`eggs.json` records the whole run; `eggs verify` checks this folder against it.",
+        "",
     ]
-    if record.orders == "fold":
-        lines += [
-            "",
-            "The channels of the model stand in another order than the base model's, which changes nothing that it "
-            "computes: every N:M matrix satisfies its pattern in the column order that it is stored in. The orders "
-            "are kept in `eggs/orders.safetensors`, and `eggs verify --against` undoes them to compare.",
-        ]
-    elif permuted:
-        lines += [
-            "",
-            f"{permuted} matrices satisfy their pattern in a channel order of their own, kept in "
-            "`eggs/orders.safetensors`: `weight[:, order]` has its groups side by side. The weights here are in their "
-            "original order, so the model computes what it always did, with zeros.",
-        ]
-    lines += ["", "Everything about the run is in `eggs.json`; `eggs verify` checks this folder against it.", ""]
     return "\n".join(lines)
 
 
-def card_of(text: str, config: dict[str, Any], contents: Contents | None) -> str:
-    """The card of a folder whose form has changed: packed, which `contents` describes, or dense."""
-    return _FORM.sub(lambda _found: _form(config, contents), text, count=1)
+def update_card_format(card: str, config: dict[str, Any], packed_config: PackedConfig | None) -> str:
+    """Return a card whose sentence about the storage format is that of another format.
+
+    Args:
+        card: Text of the card.
+        config: The model's `config.json`.
+        packed_config: Describes the packed matrices; None for a dense folder.
+    """
+    return _FORMAT_SENTENCE.sub(lambda _: _format_sentence(config, packed_config), card, count=1)
 
 
-def _form(config: dict[str, Any], contents: Contents | None) -> str:
+def _front_matter(base: str, tags: list[str]) -> list[str]:
+    """The metadata that the hub reads; a local model is not named as base model."""
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    if base.count("/") == 1 and not Path(base).expanduser().exists():
+        lines.append(f"base_model: {base}")
+    return [*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]
+
+
+def _permutation_lines(record: RunRecord) -> list[str]:
+    permuted = sum(matrix["permuted"] for matrix in record.matrices)
+    if record.permutations == "fold":
+        return [
+            "",
+            "The channels of the model are permuted compared with the base model, which does not change what it "
+            "computes: every N:M matrix satisfies its pattern in the column order that it is stored in. "
+            "`eggs/orders.safetensors` has the permutations, and `eggs verify --against` undoes them to compare.",
+        ]
+    if permuted:
+        return [
+            "",
+            f"{permuted} matrices satisfy their pattern in a channel permutation, which `eggs/orders.safetensors` has: "
+            "the groups of `weight[:, permutation]` are consecutive. The weights here are in their original order, so "
+            "the model runs as usual.",
+        ]
+    return []
+
+
+def _format_sentence(config: dict[str, Any], packed_config: PackedConfig | None) -> str:
     tools = f"every tool that loads the base model ({config.get('model_type')})"
-    if contents is None:
+    if packed_config is None:
         return (
             f"The weights are stored dense with zeros, so {tools} loads this one; it is neither smaller nor faster "
             "until it is packed."
         )
-    kinds = {"int8": "int8 with a scale for every row", "int4": "int4 with a scale for every 64 of a row"}
-    kept = " and ".join(kinds[kind] for kind in sorted(set(contents.values.values())))
+    kinds = " and ".join(_VALUE_KINDS[kind] for kind in sorted(set(packed_config.values.values())))
+    quantised = f"; kept values are {kinds}" if kinds else ""
     return (
-        f"The weights are packed, without their zeros{f'; kept values are {kept}' if kept else ''}. transformers loads "
-        "this folder after `import eggs_ptp`, and refuses it without; no other tool reads it. `eggs export --format "
-        f"dense` turns it into a folder for {tools}."
+        f"The weights are packed, without their zeros{quantised}. transformers loads this folder after `import "
+        "eggs_ptp`, and refuses it otherwise; no other tool reads it. `eggs export --format dense` turns it into a "
+        f"folder for {tools}."
     )
 
 
@@ -91,9 +112,8 @@ def _size(matrix: dict[str, Any]) -> int:
 
 
 def _calibration(record: RunRecord) -> str:
-    given = record.calibration
-    if given is None:
+    calibration = record.calibration
+    if calibration is None:
         return "none needed"
-    return (
-        f"{given['nsamples']} windows of {given['seqlen']} tokens ({given['sampling']}), {Path(given['source']).name}"
-    )
+    windows = f"{calibration['nsamples']} windows of {calibration['seqlen']} tokens ({calibration['sampling']})"
+    return f"{windows}, {Path(calibration['source']).name}"

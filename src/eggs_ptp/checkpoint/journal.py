@@ -1,4 +1,4 @@
-"""Journal: what an unfinished run has behind it, so that the same run goes on from there, bit for bit."""
+"""Journal: the finished blocks of an unfinished run, from which the same run resumes, bit for bit."""
 
 import hashlib
 import json
@@ -13,32 +13,42 @@ from typing import Any
 
 from torch import Tensor
 
-from eggs_ptp.checkpoint.interruption import deferred
-from eggs_ptp.checkpoint.record import RunRecord, versions
-from eggs_ptp.checkpoint.stream import Spec, Stream
-from eggs_ptp.checkpoint.workplace import flush
-from eggs_ptp.engine.shards import Shards, save_tensors
+from eggs_ptp.checkpoint.run_record import RunRecord, versions
+from eggs_ptp.checkpoint.signals import deferred_signals
+from eggs_ptp.checkpoint.working_directory import flush
+from eggs_ptp.engine.tensors.reader import CheckpointReader, save_tensors
+from eggs_ptp.engine.tensors.writer import SafetensorsWriter, TensorSpec
 from eggs_ptp.errors import CheckpointError, ModelError
 
-_RUN = "journal.json"
-_FACTS, _ORDERS, _STREAM, _CHECKS = "facts.json", "orders.safetensors", "stream", "checks.json"
-_ENTRY = re.compile(r"entry-(\d{5})")
-_READ = ("config.json", "model.safetensors.index.json")
-_READ_WHOLE = 1024**3  # bytes of weights up to which a model is known by its content
-_BATCH = "batch tokens that --memory allows"  # in an identity: what a larger budget may differ in
-_SHOWN = 3  # differences that a refusal lists
-_PIECE = 1 << 22
+_IDENTITY_FILE = "journal.json"
+_ENTRY_FILE = "facts.json"
+_PERMUTATIONS_FILE = "orders.safetensors"
+_HIDDEN_FOLDER = "stream"
+_CHECKSUMS_FILE = "checks.json"
+_ENTRY_NAME = re.compile(r"entry-(\d{5})")
+_HASHED_FILES = ("config.json", "model.safetensors.index.json")
+MAX_HASHED_WEIGHT_BYTES = 1024**3  # a model of at most this many bytes is identified by the content of its weights
+_BATCH_TOKENS = "batch tokens that --memory allows"  # key of an identity; a larger budget may differ in it
+_SHOWN_DIFFERENCES = 3
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass
 class Entry:
-    """What finishing block number `blocks` (from 1) has added; at 0, the orders found before the first block.
+    """What finishing one block has added to a run.
 
-    `stages` and `seconds` are the time spent since the run began, all its processes together.
+    Attributes:
+        blocks: How many blocks are finished with it; 0 for the permutations found before the first block.
+        permutations: Permutations found for the block, by the name of their channel space or matrix.
+        matrices: Records of its pruned matrices.
+        untouched: SHA-256 of its tensors that were neither pruned nor tuned.
+        tuned: Names of its tensors that were not pruned but tuned.
+        stages: Seconds since the run began, by stage, all its processes together.
+        seconds: The same in total.
     """
 
     blocks: int
-    orders: dict[str, Tensor] = field(default_factory=dict)
+    permutations: dict[str, Tensor] = field(default_factory=dict)
     matrices: list[dict[str, Any]] = field(default_factory=list)
     untouched: dict[str, str] = field(default_factory=dict)
     tuned: list[str] = field(default_factory=list)
@@ -47,180 +57,240 @@ class Entry:
 
 
 class Journal:
-    """Entries in a draft's workplace: a folder each, which appears by one rename once all in it is on the disk.
+    """The entries of a run in its working directory, one folder each.
 
-    An entry holds its facts, orders, and `stream`: the hidden states as they enter the next block, of which only the
-    last entry's are kept. `parts` are the files, relative to the workplace, that blocks were written to. `batch_tokens`
-    are those of its batches, which show in the last bits: those that the run began with.
+    An entry's folder is renamed into place once everything in it is on the disk. It holds the entry, its permutations,
+    the hidden states that enter the next block (kept for the last entry only), and checksums of all its files and of
+    the file that the block's tensors were written to.
+
+    Attributes:
+        folder: The working directory.
+        entries: The entries, in order.
+        batch_tokens: Tokens a batch. They show in the last bits of the result, so a run resumes with those it began
+            with, even if --memory allows more by now.
     """
 
     batch_tokens: int
 
-    def __init__(self, workplace: Path) -> None:
-        self.folder = workplace
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.entries: list[Entry] = []
         self._start = time.perf_counter()
-        self._before = 0.0
+        self._earlier_seconds = 0.0
 
     @staticmethod
-    def begun(workplace: Path) -> bool:
-        """Whether a run has left anything there that another can go on from."""
-        return (workplace / _RUN).exists() and any(_ENTRY.fullmatch(path.name) for path in workplace.iterdir())
+    def exists(folder: Path) -> bool:
+        """Whether a working directory holds entries to resume from."""
+        return (folder / _IDENTITY_FILE).exists() and any(_ENTRY_NAME.fullmatch(path.name) for path in folder.iterdir())
 
     def open(self, identity: Mapping[str, Any]) -> list[str]:
-        """Begin, or read what there is; then, instead, what in `identity` differs from that run's, if anything does.
+        """Read the entries of an interrupted run if it was the same run, or begin a new journal if there are none.
+
+        Args:
+            identity: The identity of this run, see `run_identity`.
+
+        Returns:
+            How this run differs from the interrupted one; empty if they are the same, or there was none.
 
         Raises:
-            CheckpointError: what is there is damaged.
+            CheckpointError: The journal is damaged.
         """
-        now = json.loads(json.dumps(identity))
-        self.batch_tokens = now[_BATCH]
-        if not self.begun(self.folder):
-            (self.folder / _RUN).write_text(json.dumps(now), encoding="utf-8")
+        current = json.loads(json.dumps(identity))
+        self.batch_tokens = current[_BATCH_TOKENS]
+        if not self.exists(self.folder):
+            (self.folder / _IDENTITY_FILE).write_text(json.dumps(current), encoding="utf-8")
             return []
-        then = self._json(self.folder / _RUN)
-        if isinstance(then, dict) and then.get(_BATCH) in range(1, now[_BATCH]):  # what affords more affords these
-            self.batch_tokens = now[_BATCH] = then[_BATCH]
-        if then != now:
-            return list(_differences(then, now))
-        numbers = sorted(int(found[1]) for path in self.folder.iterdir() if (found := _ENTRY.fullmatch(path.name)))
+        stored = self._read_json(self.folder / _IDENTITY_FILE)
+        # A budget that allows larger batches allows those of the interrupted run too.
+        if isinstance(stored, dict) and stored.get(_BATCH_TOKENS) in range(1, current[_BATCH_TOKENS]):
+            self.batch_tokens = current[_BATCH_TOKENS] = stored[_BATCH_TOKENS]
+        if stored != current:
+            return list(_differences(stored, current))
+        matches = (_ENTRY_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        numbers = sorted(int(match[1]) for match in matches if match)
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
-            raise self._damaged(self.folder / f"entry-{numbers[-1]:05d}")
-        self.entries = [self._entry(number) for number in numbers]
-        self._before = self.entries[-1].seconds
+            raise self._damaged(self._entry_folder(numbers[-1]))
+        self.entries = [self._read_entry(number) for number in numbers]
+        self._earlier_seconds = self.entries[-1].seconds
         for number in numbers[:-1]:
-            shutil.rmtree(self._path(number) / _STREAM, ignore_errors=True)
+            shutil.rmtree(self._entry_folder(number) / _HIDDEN_FOLDER, ignore_errors=True)
         return []
 
-    def fits(self, identity: Mapping[str, Any]) -> bool:
-        """Whether `open` finds nothing that is damaged or of another run."""
+    def matches(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the journal is undamaged and that of the same run, or has no entries yet."""
         try:
             return not Journal(self.folder).open(identity)
         except CheckpointError:
             return False
 
-    def close(self) -> None:
-        """Forget everything, so that nothing can be gone on from."""
-        (self.folder / _RUN).unlink(missing_ok=True)
+    def delete(self) -> None:
+        """Delete all entries, so that no run can resume from them."""
+        (self.folder / _IDENTITY_FILE).unlink(missing_ok=True)
         for path in self.folder.glob("entry-*"):
             shutil.rmtree(path)
 
     @property
     def blocks(self) -> int:
-        """How many blocks are finished."""
+        """Number of finished blocks."""
         return self.entries[-1].blocks if self.entries else 0
 
-    def add(self, entry: Entry, stream: Mapping[str, tuple[Spec, Iterable[Tensor]]], part: Path | None = None) -> None:
-        """Put an entry on the disk, and drop the hidden states of the one before; `part` is its block's file.
+    def add(
+        self,
+        entry: Entry,
+        hidden_states: Mapping[str, tuple[TensorSpec, Iterable[Tensor]]],
+        block_file: Path | None = None,
+    ) -> None:
+        """Write an entry to the disk, and delete the hidden states of the previous one.
 
-        `stream` has what each tensor is, and its rows, some after the others.
+        Args:
+            entry: The entry.
+            hidden_states: The hidden states that enter the next block, by name: type and shape, and the rows, a few
+                at a time.
+            block_file: The file that the block's tensors were written to.
 
         Raises:
-            CheckpointError: the disk is full, or the folder cannot be written.
+            CheckpointError: The disk is full, or the folder cannot be written.
         """
-        entry.seconds = self._before + time.perf_counter() - self._start
-        path, draft = self._path(entry.blocks), self.folder / "entry.part"
+        entry.seconds = self._earlier_seconds + time.perf_counter() - self._start
+        path = self._entry_folder(entry.blocks)
+        staging = self.folder / "entry.part"
         try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()
-            if stream:
-                (draft / _STREAM).mkdir()
-                specs = {name: spec for name, (spec, _) in stream.items()}
-                with Stream(draft / _STREAM, specs, largest=sum(spec.nbytes for spec in specs.values())) as file:
-                    for name, (_, rows) in stream.items():
-                        file.put_rows(name, rows)
-            if entry.orders:
-                save_tensors(entry.orders, draft / _ORDERS)
-            facts = {key: value for key, value in asdict(entry).items() if key != "orders"}
-            (draft / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-            checks = {str(file.relative_to(draft)): _check(file) for file in draft.rglob("*") if file.is_file()}
-            if part is not None:
-                flush(part)
-                flush(part.parent)
-                checks[f"../{part.relative_to(self.folder)}"] = _check(part)
-            (draft / _CHECKS).write_text(json.dumps(checks), encoding="utf-8")
-            flush(draft)
-            with deferred():  # who is told how many are kept is told of this one too
-                draft.rename(path)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            if hidden_states:
+                _write_hidden_states(staging / _HIDDEN_FOLDER, hidden_states)
+            if entry.permutations:
+                save_tensors(entry.permutations, staging / _PERMUTATIONS_FILE)
+            plain = {key: value for key, value in asdict(entry).items() if key != "permutations"}
+            (staging / _ENTRY_FILE).write_text(json.dumps(plain), encoding="utf-8")
+            checksums = {
+                str(file.relative_to(staging)): _checksum(file) for file in staging.rglob("*") if file.is_file()
+            }
+            if block_file is not None:
+                flush(block_file)
+                flush(block_file.parent)
+                checksums[f"../{block_file.relative_to(self.folder)}"] = _checksum(block_file)
+            (staging / _CHECKSUMS_FILE).write_text(json.dumps(checksums), encoding="utf-8")
+            flush(staging)
+            with deferred_signals():  # an interruption reports how many blocks are kept: this one is to count
+                staging.rename(path)
                 self.entries.append(entry)
             flush(self.folder)
-            for before in self.entries[-2:-1]:
-                shutil.rmtree(self._path(before.blocks) / _STREAM, ignore_errors=True)
+            for previous in self.entries[-2:-1]:
+                shutil.rmtree(self._entry_folder(previous.blocks) / _HIDDEN_FOLDER, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
-    def stream(self) -> dict[str, Iterator[Tensor]]:
-        """The hidden states that enter the first block that is not finished, window by window."""
-        shards = Shards.of_file(self._path(self.blocks) / _STREAM / "model.safetensors")
-        return {name: (window for piece in shards.pieces(name) for window in piece) for name in shards.names}
+    def read_hidden_states(self) -> dict[str, Iterator[Tensor]]:
+        """Read the hidden states that enter the first unfinished block.
 
-    def lacks_room(self, stream: int, output: int) -> str | None:
-        """Say so if the disk has no room for `output` bytes and twice those of the stream (one goes, one comes)."""
+        Returns:
+            By name, an iterator over the windows.
+        """
+        path = self._entry_folder(self.blocks) / _HIDDEN_FOLDER / "model.safetensors"
+        reader = CheckpointReader.of_file(path)
+        return {name: (window for piece in reader.pieces(name) for window in piece) for name in reader.names}
+
+    def disk_space_warning(self, hidden_bytes: int, output_bytes: int) -> str | None:
+        """Compare the free disk space with what the output and the hidden states need.
+
+        The latter need twice their size: those of the previous entry are deleted once the next one is written.
+
+        Args:
+            hidden_bytes: Size of the hidden states that an entry keeps.
+            output_bytes: Size of the output.
+
+        Returns:
+            A message that no journal can be kept; None if the space suffices.
+        """
         free = shutil.disk_usage(self.folder).free
-        if free >= 2 * stream + output:
+        if free >= 2 * hidden_bytes + output_bytes:
             return None
         return (
-            f"No journal is kept: {self.folder.parent} has {free / 1e9:.1f} GB free, the output takes up to "
-            f"{output / 1e9:.1f} GB, and hidden states twice {stream / 1e9:.1f} GB; interrupted, this run is lost"
+            f"no journal is kept: {self.folder.parent} has {free / 1e9:.1f} GB free, the output needs up to "
+            f"{output_bytes / 1e9:.1f} GB and the hidden states twice {hidden_bytes / 1e9:.1f} GB; if this run is "
+            "interrupted, it has to start again"
         )
 
-    def _entry(self, number: int) -> Entry:
-        path = self._path(number)
+    def _read_entry(self, number: int) -> Entry:
+        folder = self._entry_folder(number)
         try:
-            for name, check in self._json(path / _CHECKS).items():
-                gone = name.startswith(_STREAM) and self._path(number + 1).exists()
-                if not gone and _check(path / name) != check:
-                    raise self._damaged(path / name)
-            orders = Shards.of_file(path / _ORDERS) if (path / _ORDERS).exists() else None
-            return Entry(
-                **self._json(path / _FACTS), orders={name: orders.read(name) for name in orders.names} if orders else {}
-            )
+            for name, checksum in self._read_json(folder / _CHECKSUMS_FILE).items():
+                is_deleted = name.startswith(_HIDDEN_FOLDER) and self._entry_folder(number + 1).exists()
+                if not is_deleted and _checksum(folder / name) != checksum:
+                    raise self._damaged(folder / name)
+            permutations = {}
+            if (folder / _PERMUTATIONS_FILE).exists():
+                reader = CheckpointReader.of_file(folder / _PERMUTATIONS_FILE)
+                permutations = {name: reader.read(name) for name in reader.names}
+            return Entry(**self._read_json(folder / _ENTRY_FILE), permutations=permutations)
         except (OSError, ModelError, AttributeError, TypeError) as error:
-            raise self._damaged(path) from error
+            raise self._damaged(folder) from error
 
-    def _json(self, path: Path) -> dict[str, Any]:
+    def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._damaged(path) from error
-        return found
+        return content
 
     def _damaged(self, path: Path) -> CheckpointError:
         return CheckpointError(
-            f"{path.resolve()}: what an interrupted run has kept is damaged; start anew with --overwrite, or delete "
+            f"{path.resolve()}: the journal of an interrupted run is damaged; start again with --overwrite, or delete "
             f"{self.folder}"
         )
 
-    def _path(self, number: int) -> Path:
+    def _entry_folder(self, number: int) -> Path:
         return self.folder / f"entry-{number:05d}"
 
 
-def identity_of(record: RunRecord, folder: Path) -> dict[str, Any]:
-    """What makes a run this very one and no other: model, recipe, calibration tokens, place, and versions."""
+def run_identity(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """Describe everything that decides the result of a run: model, recipe, calibration tokens, device, and versions.
+
+    Args:
+        record: The record of the run.
+        folder: The folder of the model that is pruned.
+    """
     mask = record.recipe.get("mask")
     return {
         "versions": versions(),
-        "model": {"name": record.source["model"], "revision": record.source["revision"], **_files(folder)},
+        "model": {"name": record.source["model"], "revision": record.source["revision"], **_model_files(folder)},
         "recipe": record.recipe,
         "mask file": _sha256(Path(mask)) if mask else None,
         "calibration": record.calibration,
-        "computing": {"device": record.device, "dtype": record.dtype, "orders": record.orders},
-        _BATCH: record.batch_tokens,
+        "computing": {"device": record.device, "dtype": record.dtype, "orders": record.permutations},
+        _BATCH_TOKENS: record.batch_tokens,
     }
 
 
-def _files(folder: Path) -> dict[str, Any]:
-    """Configuration, index and code by content; weights too up to 1 GiB, larger ones by header, size and mtime."""
+def _model_files(folder: Path) -> dict[str, Any]:
+    """Identify the files of a model folder.
+
+    Configuration, index, code, and weights of up to 1 GiB by the SHA-256 of their content; larger weights by header,
+    size and time of modification.
+    """
     weights = sorted(folder.glob("*.safetensors"))
-    others = [path for path in folder.iterdir() if path.suffix == ".py" or path.name in _READ]
-    whole = sum(path.stat().st_size for path in weights) <= _READ_WHOLE
-    found = {path.name: _sha256(path) for path in (*sorted(others), *(weights if whole else ()))}
-    for path in () if whole else weights:
+    small_files = sorted(path for path in folder.iterdir() if path.suffix == ".py" or path.name in _HASHED_FILES)
+    if sum(path.stat().st_size for path in weights) <= MAX_HASHED_WEIGHT_BYTES:
+        return {path.name: _sha256(path) for path in (*small_files, *weights)}
+    identities = {path.name: _sha256(path) for path in small_files}
+    for path in weights:
         with path.open("rb") as file:
             header = file.read(int.from_bytes(file.read(8), "little"))
         stat = path.stat()
-        found[path.name] = f"{hashlib.sha256(header).hexdigest()[:12]}, {stat.st_size} bytes, {stat.st_mtime_ns}"
-    return found
+        digest = hashlib.sha256(header).hexdigest()
+        identities[path.name] = f"{digest[:12]}, {stat.st_size} bytes, {stat.st_mtime_ns}"
+    return identities
+
+
+def _write_hidden_states(folder: Path, hidden_states: Mapping[str, tuple[TensorSpec, Iterable[Tensor]]]) -> None:
+    """Write hidden states to a single safetensors file."""
+    folder.mkdir()
+    specs = {name: spec for name, (spec, _) in hidden_states.items()}
+    total = sum(spec.nbytes for spec in specs.values())
+    with SafetensorsWriter(folder, specs, largest=total) as writer:
+        for name, (_, rows) in hidden_states.items():
+            writer.put_rows(name, rows)
 
 
 def _sha256(path: Path) -> str:
@@ -228,34 +298,36 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(path: Path) -> int:
-    """CRC-32 of a file: what is gone on from must be what was written."""
+def _checksum(path: Path) -> int:
+    """Return the CRC-32 of a file."""
     value = 0
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            value = zlib.crc32(piece, value)
+        while chunk := file.read(_CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
     return value
 
 
-def _differences(then: object, now: object) -> Iterator[str]:
-    """Say of the first few values that differ what they were and are."""
-    before, after = dict(_flat(then)), dict(_flat(now))
+def _differences(stored: object, current: object) -> Iterator[str]:
+    """Describe the first few values in which two identities differ."""
+    before = dict(_flatten(stored))
+    after = dict(_flatten(current))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    for name in names[:_SHOWN]:
-        yield f"{name} was {_short(before.get(name))}, now {_short(after.get(name))}"
-    if len(names) > _SHOWN:
-        yield f"and {len(names) - _SHOWN} more"
+    for name in names[:_SHOWN_DIFFERENCES]:
+        yield f"{name} was {_shortened(before.get(name))}, now {_shortened(after.get(name))}"
+    if len(names) > _SHOWN_DIFFERENCES:
+        yield f"and {len(names) - _SHOWN_DIFFERENCES} more"
 
 
-def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values of nested objects with the path of their keys."""
     if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name} {key}".strip())
+        for key, child in value.items():
+            yield from _flatten(child, f"{name} {key}".strip())
     else:
         yield name, value
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     text = "none" if value is None else str(value)
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return f"{text[:12]}..."

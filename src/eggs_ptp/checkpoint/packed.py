@@ -1,4 +1,7 @@
-"""Packed folders: written from dense N:M ones, and back, a matrix at a time; docs/format.md has the form."""
+"""Converts pruned folders between the dense and the packed format, one matrix at a time.
+
+docs/format.md describes the packed format.
+"""
 
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -9,40 +12,52 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from eggs_ptp.checkpoint.card import card_of
-from eggs_ptp.checkpoint.draft import CARD, MANIFEST, ORDERS, Draft, check_apart
-from eggs_ptp.checkpoint.stream import Spec, Stream
-from eggs_ptp.checkpoint.unpacked import Unpacked, is_packed
+from eggs_ptp.checkpoint.card import update_card_format
+from eggs_ptp.checkpoint.staging import CARD, MANIFEST, ORDERS, StagingFolder, check_apart
+from eggs_ptp.checkpoint.unpacked import UnpackedReader, is_packed
 from eggs_ptp.checkpoint.verify import read_manifest
-from eggs_ptp.core.layout import layout
-from eggs_ptp.core.mask import nonzeros
-from eggs_ptp.core.pack import floats, pack, quantise, structured
+from eggs_ptp.core.layout import packed_layout
+from eggs_ptp.core.mask import count_nonzeros
+from eggs_ptp.core.pack import Packed, kept_values, pack, quantise, require_nm
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
-from eggs_ptp.engine.fused import open_dense
-from eggs_ptp.engine.shards import Shards
+from eggs_ptp.engine.tensors.fused_experts import open_dense
+from eggs_ptp.engine.tensors.reader import CheckpointReader
+from eggs_ptp.engine.tensors.writer import SafetensorsWriter, TensorSpec
 from eggs_ptp.errors import CheckpointError
-from eggs_ptp.models.family import Linear
 from eggs_ptp.models.folder import read_config
 from eggs_ptp.models.load import load_family
-from eggs_ptp.sparse.contents import Contents
+from eggs_ptp.sparse.packed_config import PackedConfig
 
 Form = Literal["dense", "packed"]
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export wrote: the matrices, and their bytes in both forms."""
+class ExportResult:
+    """What an export has written.
+
+    Attributes:
+        output: The folder written.
+        form: Its format, "dense" or "packed".
+        matrices: Number of packed matrices, or of matrices that were packed.
+        dense_bytes: Their size in the dense format.
+        packed_bytes: Their size in the packed format.
+        rounded: Number of matrices whose values changed: they were quantised, and not on the quantisation grid before.
+    """
 
     output: str
     form: str
     matrices: int
     dense_bytes: int
     packed_bytes: int
-    rounded: int  # matrices that unpack to other values than they had: quantised, and not on the grid before
+    rounded: int
 
 
 class _Matrix(NamedTuple):
-    """A pruned matrix as it is to be packed: its `order` where it is N:M in another than its own."""
+    """A pruned matrix to be packed.
+
+    `order` is its channel permutation if it is N:M only in another column order than it is stored in; `transposed` says
+    that it is stored as (in, out).
+    """
 
     pattern: Pattern
     order: Tensor | None
@@ -57,180 +72,251 @@ def export(
     pattern: AnyPattern | None = None,
     values: str | None = None,
     overwrite: bool = False,
-) -> Exported:
-    """Write a pruned folder in the other form; everything but the pruned matrices is taken over as it is.
+) -> ExportResult:
+    """Write a pruned folder in the other format; everything except the pruned matrices is copied.
 
-    `values`, "int8" or "int4", puts the values of packed matrices on a grid, the nearest numbers; without it they are
-    those of the folder.
+    `eggs.json` says which matrices are pruned, to which patterns, and which are permuted. The output appears once it is
+    complete.
 
-    Which matrices, patterns and orders there are is in `eggs.json`; a folder without one needs the `pattern`, which
-    then stands for all linears of its blocks. The output appears when it is whole.
+    Args:
+        folder: The folder to convert.
+        output: The folder to write.
+        form: Format to write, "packed" or "dense".
+        pattern: Pattern of all linears in blocks, for a folder without `eggs.json`; otherwise it replaces the recorded
+            ones.
+        values: "int8" or "int4" rounds the values of packed matrices to the nearest numbers of a quantisation grid;
+            None leaves them as they are.
+        overwrite: Replace a model folder at `output`.
+
+    Returns:
+        What was written.
 
     Raises:
-        CheckpointError: the folder has that form already, is not what it claims to be, or the output cannot be written.
-        ModelError: no model folder.
-        PatternError: a matrix is not N:M, or unstructured.
+        CheckpointError: The folder has that format already, does not match its record, or the output cannot be written.
+        ModelError: The folder is not a model.
+        PatternError: A matrix is not N:M, or unstructured.
     """
     check_apart(output, folder)
     config = read_config(folder, packed=True)
     if is_packed(folder) == (form == "packed"):
-        raise CheckpointError(f"{folder}: is {form} already")
-    contents: Contents | None = None
+        raise CheckpointError(f"{folder}: is {form} already; pass the other --format, or another folder")
+    packed_config: PackedConfig | None = None
     rounded: Mapping[str, int] = {}
-    with Draft(output, overwrite=overwrite) as draft:
+    with StagingFolder(output, overwrite=overwrite) as staging:
         if form == "dense":
-            _write_dense(folder, draft)
+            _write_dense(folder, staging)
         else:
-            contents, rounded = _write_packed(folder, draft, pattern, values)
-        draft.copy_files(folder)
-        _copy_records(folder, draft, config, contents, rounded)
+            packed_config, rounded = _write_packed(folder, staging, pattern, values)
+        staging.copy_files(folder)
+        _write_records(folder, staging, config, packed_config, rounded)
         config.pop("quantization_config", None)
-        block = {} if contents is None else {"quantization_config": contents.to_dict()}
-        text = json.dumps({**config, **block}, indent=2, ensure_ascii=False) + "\n"
-        (draft.folder / "config.json").write_text(text, encoding="utf-8")
-        draft.publish()
+        if packed_config is not None:
+            config["quantization_config"] = packed_config.to_dict()
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (staging.folder / "config.json").write_text(text, encoding="utf-8")
+        staging.publish()
     dense, packed = (folder, output) if form == "packed" else (output, folder)
-    return Exported(str(output), form, *_sizes(open_dense(dense), Unpacked(packed)), len(rounded))
+    sizes = _sizes(open_dense(dense), UnpackedReader(packed))
+    return ExportResult(str(output), form, *sizes, len(rounded))
 
 
-def _copy_records(
-    folder: Path, draft: Draft, config: dict[str, Any], contents: Contents | None, rounded: Mapping[str, int]
+def _write_records(
+    folder: Path,
+    staging: StagingFolder,
+    config: dict[str, Any],
+    packed_config: PackedConfig | None,
+    rounded: Mapping[str, int],
 ) -> None:
-    """What says how the folder was made, and the card, which says in which form it is."""
+    """Copy `eggs.json` and the permutations, and the card with the sentence about its format updated.
+
+    Rounded matrices are updated in `eggs.json`, as `verify` checks the weights against it.
+    """
     for name in (MANIFEST, ORDERS):
         if (folder / name).exists():
-            (draft.folder / name).parent.mkdir(exist_ok=True)
-            (draft.folder / name).write_bytes((folder / name).read_bytes())
-    if rounded and (folder / MANIFEST).exists():  # the record follows the weights: `verify` holds them against it
+            (staging.folder / name).parent.mkdir(exist_ok=True)
+            (staging.folder / name).write_bytes((folder / name).read_bytes())
+    if packed_config is not None and rounded and (folder / MANIFEST).exists():
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for matrix in record["matrices"]:
-            if (name := matrix["name"]) in rounded and contents is not None:
-                matrix.update(updated=True, nonzero=rounded[name], rounded=contents.values[name])
-        (draft.folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            name = matrix["name"]
+            if name in rounded:
+                matrix.update(updated=True, nonzero=rounded[name], rounded=packed_config.values[name])
+        (staging.folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if (folder / CARD).exists():
-        text = (folder / CARD).read_text(encoding="utf-8", errors="surrogateescape")  # other bytes stay as they are
-        card = card_of(text, config, contents)
-        (draft.folder / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
+        # surrogateescape: bytes that are not UTF-8 are written back as they are
+        card = (folder / CARD).read_text(encoding="utf-8", errors="surrogateescape")
+        card = update_card_format(card, config, packed_config)
+        (staging.folder / CARD).write_text(card, encoding="utf-8", errors="surrogateescape")
 
 
-def _write_dense(folder: Path, draft: Draft) -> None:
-    shards = Unpacked(folder)
-    _check_names(folder, shards)
-    specs = {name: Spec(shards.dtype(name), shards.shape(name)) for name in shards.names}
-    with Stream(draft.folder, specs) as stream:
+def _write_dense(folder: Path, staging: StagingFolder) -> None:
+    """Write the tensors of a packed folder as dense ones."""
+    reader = UnpackedReader(folder)
+    _check_names(folder, reader)
+    specs = {name: TensorSpec(reader.dtype(name), reader.shape(name)) for name in reader.names}
+    with SafetensorsWriter(staging.folder, specs) as writer:
         for name in specs:
-            stream.put_rows(name, shards.read_rows(name))
+            writer.put_rows(name, reader.read_rows(name))
 
 
 def _write_packed(
-    folder: Path, draft: Draft, pattern: AnyPattern | None, values: str | None
-) -> tuple[Contents, dict[str, int]]:
-    """Write tensors; returns what config.json says of them, and how many non-zeros each rounded matrix now has."""
-    shards, rounded = open_dense(folder), {}
-    _check_names(folder, shards)
-    matrices = {f"{name}.weight": found for name, found in _matrices(folder, shards, pattern).items()}
-    specs: dict[str, Spec] = {}
-    for name, spec in _packed_specs(shards, matrices, values):
+    folder: Path, staging: StagingFolder, pattern: AnyPattern | None, values: str | None
+) -> tuple[PackedConfig, dict[str, int]]:
+    """Write the tensors of a dense folder with its pruned matrices packed.
+
+    Returns:
+        The description of the packed matrices, and how many non-zeros each rounded matrix has now.
+    """
+    reader = open_dense(folder)
+    _check_names(folder, reader)
+    matrices = _pruned_matrices(folder, reader, pattern)
+    specs: dict[str, TensorSpec] = {}
+    for name, spec in _packed_specs(reader, matrices, values):
         if name in specs:
-            raise CheckpointError(f"{folder}: {name} is a tensor of its own, and would be a part of a packed matrix")
+            raise CheckpointError(
+                f"{folder}: the folder has a tensor {name}, which is the name of a part of a packed matrix; rename it"
+            )
         specs[name] = spec
-    with Stream(draft.folder, specs) as stream:
-        for name in shards.names:
-            if name not in matrices:
-                stream.put(name, shards.read(name))
+    rounded: dict[str, int] = {}
+    with SafetensorsWriter(staging.folder, specs) as writer:
+        for name in reader.names:
+            matrix = name.removesuffix(".weight")
+            if not _is_weight_of(name, matrices):
+                writer.put(name, reader.read(name))
                 continue
-            matrix, found = name.removesuffix(".weight"), matrices[name]
-            where = f"{shards.where[name]}: {matrix}"
-            weight = shards.read(name)
-            packed = pack(weight.T if found.transposed else weight, found.pattern, found.order, name=where)
-            plain = packed.values
-            if values is not None:
-                packed = quantise(packed, values, where)
-            if not torch.equal(now := floats(packed), plain):
-                rounded[matrix] = nonzeros(now)
+            packed, nonzeros = _pack(reader, name, matrices[matrix], values)
+            if nonzeros is not None:
+                rounded[matrix] = nonzeros
             for part, tensor in packed.tensors().items():
-                stream.put(f"{matrix}.{part}", tensor)
-    own = {name.removesuffix(".weight"): found for name, found in matrices.items()}
-    ordered = frozenset(name for name, found in own.items() if found.order is not None)
-    transposed = frozenset(name for name, found in own.items() if found.transposed)
-    patterns = {name: found.pattern for name, found in own.items()}
-    return Contents(patterns, ordered, dict.fromkeys(patterns, values) if values else {}, transposed), rounded
+                writer.put(f"{matrix}.{part}", tensor)
+    patterns = {name: matrix.pattern for name, matrix in matrices.items()}
+    packed_config = PackedConfig(
+        matrices=patterns,
+        ordered=frozenset(name for name, matrix in matrices.items() if matrix.order is not None),
+        values=dict.fromkeys(patterns, values) if values else {},
+        transposed=frozenset(name for name, matrix in matrices.items() if matrix.transposed),
+    )
+    return packed_config, rounded
 
 
-def _packed_specs(shards: Shards, matrices: Mapping[str, _Matrix], values: str | None) -> Iterator[tuple[str, Spec]]:
-    for name in shards.names:
-        dtype, shape = shards.dtype(name), shards.shape(name)
-        if name not in matrices:
-            yield name, Spec(dtype, shape)
+def _pack(reader: CheckpointReader, name: str, matrix: _Matrix, values: str | None) -> tuple[Packed, int | None]:
+    """Pack a matrix, and quantise it if `values` says so.
+
+    Returns:
+        The packed matrix, and the number of its non-zeros if quantisation has changed a value.
+    """
+    where = _where(reader, name)
+    weight = reader.read(name)
+    packed = pack(weight.T if matrix.transposed else weight, matrix.pattern, matrix.order, name=where)
+    original_values = packed.values
+    if values is not None:
+        packed = quantise(packed, values, where)
+    packed_values = kept_values(packed)
+    if torch.equal(packed_values, original_values):
+        return packed, None
+    return packed, count_nonzeros(packed_values)
+
+
+def _packed_specs(
+    reader: CheckpointReader, matrices: Mapping[str, _Matrix], values: str | None
+) -> Iterator[tuple[str, TensorSpec]]:
+    """Yield name, type and shape of all tensors that a packed folder will have."""
+    for name in reader.names:
+        dtype = reader.dtype(name)
+        shape = reader.shape(name)
+        if not _is_weight_of(name, matrices):
+            yield name, TensorSpec(dtype, shape)
             continue
-        matrix, (pattern, order, transposed) = name.removesuffix(".weight"), matrices[name]
+        matrix = name.removesuffix(".weight")
+        pattern, order, transposed = matrices[matrix]
         if len(shape) != 2:
-            raise CheckpointError(f"{shards.where[name]}: {matrix} is to be packed as a matrix, but has shape {shape}")
+            raise CheckpointError(f"{_where(reader, name)}: expected a matrix to pack, got shape {shape}")
         shape = shape[::-1] if transposed else shape
-        pattern.check_width(shape[1], f"{shards.where[name]}: {matrix}")
-        for part, spec in layout(shape, dtype, pattern, values, ordered=order is not None).items():
-            yield f"{matrix}.{part}", Spec(*spec)
+        pattern.check_width(shape[1], _where(reader, name))
+        for part, spec in packed_layout(shape, dtype, pattern, values, ordered=order is not None).items():
+            yield f"{matrix}.{part}", TensorSpec(*spec)
 
 
-def _matrices(folder: Path, shards: Shards, pattern: AnyPattern | None) -> dict[str, _Matrix]:
-    """The pruned matrices by name."""
-    if not (folder / MANIFEST).exists():
-        if pattern is None:
-            raise CheckpointError(f"{folder}: no {MANIFEST} says what was pruned; pass --pattern, as --pattern 2:4")
+def _pruned_matrices(folder: Path, reader: CheckpointReader, pattern: AnyPattern | None) -> dict[str, _Matrix]:
+    """Return the pruned matrices by the names of their linears."""
+    if (folder / MANIFEST).exists():
+        matrices = _recorded_matrices(folder, reader, pattern)
+    elif pattern is None:
+        raise CheckpointError(f"{folder}: no {MANIFEST} says what was pruned; pass --pattern, such as --pattern 2:4")
+    else:
         linears = load_family(folder)[0].linears
-        ours = {name.removesuffix(".weight"): one for name in shards.names for one in linears if _is(name, one)}
-        _whole_layers(folder, shards, ours)
-        return {
-            name: _Matrix(structured(pattern, f"{folder}: {name}"), None, linear.transposed)
-            for name, linear in ours.items()
-        }
-    orders = Shards.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
-    found = {}
-    for matrix in read_manifest(folder)["matrices"]:
-        name = str(matrix["name"])
-        if f"{name}.weight" not in shards:
+        matrices = {}
+        for tensor in reader.names:
+            name = tensor.removesuffix(".weight")
+            for linear in linears:
+                if tensor.endswith(f".{linear.path}.weight"):
+                    own_pattern = require_nm(pattern, f"{folder}: {name}")
+                    matrices[name] = _Matrix(own_pattern, None, linear.transposed)
+    _check_experts(folder, reader, matrices)
+    return matrices
+
+
+def _recorded_matrices(folder: Path, reader: CheckpointReader, pattern: AnyPattern | None) -> dict[str, _Matrix]:
+    """Return the matrices that `eggs.json` lists."""
+    permutations = CheckpointReader.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
+    matrices = {}
+    for record in read_manifest(folder)["matrices"]:
+        name = str(record["name"])
+        if f"{name}.weight" not in reader:
             raise CheckpointError(f"{folder}: {name} is in {MANIFEST}, but its weight is in none of the files")
-        order = None
-        if not matrix["in_order"]:
-            if orders is None or name not in orders:
-                raise CheckpointError(f"{folder}: {name} was permuted, but {ORDERS} does not have its order")
-            order = orders.read(name)
-        asked = pattern or parse_pattern(str(matrix["pattern"]))
-        found[name] = _Matrix(structured(asked, f"{folder}: {name}"), order, matrix.get("transposed", False))
-    _whole_layers(folder, shards, found)
-    return found
+        permutation = None
+        if not record["in_order"]:
+            if permutations is None or name not in permutations:
+                raise CheckpointError(f"{folder}: {name} was permuted, but {ORDERS} does not have its permutation")
+            permutation = permutations.read(name)
+        own_pattern = require_nm(pattern or parse_pattern(str(record["pattern"])), f"{folder}: {name}")
+        matrices[name] = _Matrix(own_pattern, permutation, record.get("transposed", False))
+    return matrices
 
 
-def _check_names(folder: Path, shards: Shards) -> None:
-    """Refuse tensors that are no weights, or others than the record has: a header may be damaged."""
-    shards.check_floats()
+def _check_names(folder: Path, reader: CheckpointReader) -> None:
+    """Refuse weights that are not floating-point numbers, and tensors that differ from the record's.
+
+    A damaged header can have either.
+    """
+    reader.check_floats()
     if not (folder / MANIFEST).exists():
         return
     record = read_manifest(folder)
-    if "untouched" in record:
-        pruned = {f"{matrix['name']}.weight" for matrix in record["matrices"]}
-        if odd := sorted({*record["untouched"], *record.get("tuned", ()), *pruned} ^ set(shards.names)):
-            raise CheckpointError(f"{folder}: {odd[0]} is in {MANIFEST} or in the files, but not in both")
+    if "untouched" not in record:
+        return
+    pruned = {f"{matrix['name']}.weight" for matrix in record["matrices"]}
+    recorded = {*record["untouched"], *record.get("tuned", ()), *pruned}
+    if different := sorted(recorded ^ set(reader.names)):
+        raise CheckpointError(
+            f"{folder}: {different[0]} is in {MANIFEST} or in the files, but not in both; restore the folder"
+        )
 
 
-def _is(tensor: str, linear: Linear) -> bool:
-    return tensor.endswith(f".{linear.path}.weight")
-
-
-def _whole_layers(folder: Path, shards: Shards, matrices: Collection[str]) -> None:
-    """Refuse layers of which only some experts' matrices are packed: transformers would fuse the others."""
+def _check_experts(folder: Path, reader: CheckpointReader, matrices: Collection[str]) -> None:
+    """Refuse layers of which only some experts are pruned: transformers would fuse the others."""
     layers = {name.partition(".experts.")[0] for name in matrices if ".experts." in name}
-    for tensor in shards.names:
+    for tensor in reader.names:
         name = tensor.removesuffix(".weight")
-        if name.partition(".experts.")[0] in layers and ".experts." in name and name not in matrices:
+        if ".experts." in name and name.partition(".experts.")[0] in layers and name not in matrices:
             raise CheckpointError(
                 f"{folder}: {name} is not pruned, but other experts of its layer are; prune all or none"
             )
 
 
-def _sizes(dense: Shards, packed: Unpacked) -> tuple[int, int, int]:
-    """Number of packed matrices, and their bytes dense and packed."""
-    names = list(packed.contents.matrices)
-    stored = Shards(packed.folder)
-    small = sum(stored.bytes(tensor) for name in names for tensor in packed.contents.tensors(name))
-    return len(names), sum(dense.bytes(f"{name}.weight") for name in names), small
+def _is_weight_of(tensor: str, matrices: Collection[str]) -> bool:
+    return tensor.endswith(".weight") and tensor.removesuffix(".weight") in matrices
+
+
+def _where(reader: CheckpointReader, weight: str) -> str:
+    """Name a matrix and its file, for messages."""
+    return f"{reader.where[weight]}: {weight.removesuffix('.weight')}"
+
+
+def _sizes(dense: CheckpointReader, packed: UnpackedReader) -> tuple[int, int, int]:
+    """Return the number of packed matrices, and their bytes in the dense and in the packed format."""
+    names = list(packed.packed_config.matrices)
+    stored = CheckpointReader(packed.folder)
+    packed_bytes = sum(stored.bytes(tensor) for name in names for tensor in packed.packed_config.tensors(name))
+    dense_bytes = sum(dense.bytes(f"{name}.weight") for name in names)
+    return len(names), dense_bytes, packed_bytes

@@ -1,4 +1,4 @@
-"""What the engine tells whoever watches it."""
+"""Progress events of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +7,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """`stage`: work of that name begins; `matrix`: `record` is finished; `block`: that many blocks are finished.
+    """One step of progress.
 
-    `remark`: `stage` is a sentence that the user should read.
+    Args:
+        kind: "stage": the stage of that name begins; "matrix": a matrix is pruned, `record` is its record; "block":
+            `block` blocks are finished; "remark": `stage` is a sentence for the user.
+        block: Index of the block, or number of finished blocks.
+        blocks: Number of all blocks.
+        stage: Name of the stage, or the remark.
+        record: Record of the matrix.
     """
 
     kind: str
@@ -23,4 +29,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Listen to nothing."""
+    """Ignore an event."""

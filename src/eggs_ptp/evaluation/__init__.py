@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""Evaluation: perplexity, fidelity to another model, and zero-shot accuracy."""

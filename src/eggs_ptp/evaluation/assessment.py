@@ -1,4 +1,4 @@
-"""One model, or one set against another: everything that an evaluation measures, and its record."""
+"""Assessment: everything that an evaluation measures of a model, and of the model that it is compared with."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,53 +10,78 @@ from torch import Tensor
 
 from eggs_ptp.errors import CalibrationError, ModelError
 from eggs_ptp.evaluation.estimate import Difference, difference
-from eggs_ptp.evaluation.fidelity import Fidelity, Follower, follow
+from eggs_ptp.evaluation.evaluation_record import FORMAT, KIND
+from eggs_ptp.evaluation.fidelity import ComparedModel, Fidelity, measure_fidelity
+from eggs_ptp.evaluation.model_under_test import ModelUnderTest
 from eggs_ptp.evaluation.perplexity import Perplexity, Progress, perplexity_of, window_losses
-from eggs_ptp.evaluation.record import FORMAT, KIND
-from eggs_ptp.evaluation.subject import Subject
-from eggs_ptp.evaluation.text import Text
-from eggs_ptp.evaluation.window import EvaluationWindows, Protocol, cut
+from eggs_ptp.evaluation.text import EvaluationText
+from eggs_ptp.evaluation.window import EvaluationWindows, Protocol, make_windows
 from eggs_ptp.evaluation.zeroshot import TaskResult, zero_shot
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one model came to."""
+    """The results of one model.
+
+    Attributes:
+        perplexity: Its perplexity; None if no text was evaluated.
+        tasks: Its results in zero-shot tasks.
+    """
 
     perplexity: Perplexity | None
     tasks: Mapping[str, TaskResult] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
-        """Plain data, with the loss of every window and the score of every item."""
+        """Return plain data, with the loss of every window and the score of every item."""
         perplexity = self.perplexity.to_record() if self.perplexity else None
-        return {"perplexity": perplexity, "tasks": {name: found.to_record() for name, found in self.tasks.items()}}
+        return {"perplexity": perplexity, "tasks": {name: task.to_record() for name, task in self.tasks.items()}}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Results":
-        """The reverse of `to_record`."""
+        """Rebuild results from their `to_record`."""
         perplexity = Perplexity.from_record(record["perplexity"]) if record["perplexity"] else None
-        return cls(perplexity, {name: TaskResult.from_record(name, found) for name, found in record["tasks"].items()})
+        tasks = {name: TaskResult.from_record(name, task) for name, task in record["tasks"].items()}
+        return cls(perplexity, tasks)
 
-    def check_pairs(self, other: "Results", name: str) -> None:
-        """Refuse to pair with results on other windows or items.
+    def check_comparable(self, reference: "Results", reference_name: str) -> None:
+        """Refuse to compare with results on other windows or items.
+
+        Args:
+            reference: The results to compare with.
+            reference_name: The model that they belong to, for messages.
 
         Raises:
-            CalibrationError: what was measured on other text, windows or items, or of `other` was not measured.
+            CalibrationError: The reference was measured on another text, windows or items, or a measure is missing.
         """
-        pairs: list[tuple[str, Any, Any]] = [(task, found, other.tasks.get(task)) for task, found in self.tasks.items()]
+        pairs: list[tuple[str, Any, Any]] = [
+            (name, task, reference.tasks.get(name)) for name, task in self.tasks.items()
+        ]
         if self.perplexity:
-            pairs.append(("perplexity", self.perplexity, other.perplexity))
-        for what, ours, theirs in pairs:
-            if theirs is None or ours.sha256 != theirs.sha256:
-                came = "was measured on others" if theirs else "was not measured"
+            pairs.append(("perplexity", self.perplexity, reference.perplexity))
+        for measure, result, reference_result in pairs:
+            if reference_result is None or result.sha256 != reference_result.sha256:
+                fault = "was measured on others" if reference_result else "was not measured"
                 raise CalibrationError(
-                    f"{name}: expected {what} on the same windows or items, but it {came}; evaluate both the same way"
+                    f"{reference_name}: expected {measure} on the same windows or items, but it {fault}; evaluate both "
+                    "models with the same options"
                 )
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What was measured of `model` and, on the same windows and items, of `against`."""
+    """Everything measured of a model and, on the same windows and items, of a reference.
+
+    Attributes:
+        model: The model.
+        against: The reference; None if there is none.
+        text: Describes the text; None if perplexity was not measured.
+        device: Device that computed.
+        dtype: Type of the model's weights.
+        results: Results of the model.
+        reference: Results of the reference.
+        fidelity: How closely the model follows the reference; None if the reference is only a record.
+        seconds: Time that the evaluation took.
+    """
 
     model: str
     against: str | None
@@ -69,37 +94,42 @@ class Assessment:
     seconds: float
 
     def perplexity_ratio(self) -> Difference | None:
-        """Perplexity of the model over that of the reference, exp of the paired difference of nats a token."""
-        ours, theirs = self.results.perplexity, self.reference.perplexity if self.reference else None
-        if ours is None or theirs is None:
+        """Return the model's perplexity over the reference's, exp of the paired difference of nats a token."""
+        perplexity = self.results.perplexity
+        reference = self.reference.perplexity if self.reference else None
+        if perplexity is None or reference is None:
             return None
-        return difference(ours.losses, theirs.losses, ours.targets).exp()
+        return difference(perplexity.losses, reference.losses, perplexity.targets).exp()
 
     def task_differences(self) -> dict[str, dict[str, Difference]]:
-        """How much higher the model scores than the reference, by task and metric, paired over items."""
+        """Return how much higher the model scores than the reference, by task and metric, paired over items."""
         if self.reference is None:
             return {}
         return {
             name: {
                 metric: difference(scores, self.reference.tasks[name].scores[metric], [1] * len(scores))
-                for metric, scores in found.scores.items()
+                for metric, scores in task.scores.items()
             }
-            for name, found in self.results.tasks.items()
+            for name, task in self.results.tasks.items()
         }
 
     def to_record(self, versions: Mapping[str, str]) -> dict[str, Any]:
-        """One JSON document; docs/evaluating.md says what its keys mean."""
+        """Return one JSON document; docs/evaluating.md describes its keys.
+
+        Args:
+            versions: Versions of the packages that computed.
+        """
         ratio = self.perplexity_ratio()
         tasks = {
-            name: {metric: found.to_dict() for metric, found in by_metric.items()}
+            name: {metric: task_difference.to_dict() for metric, task_difference in by_metric.items()}
             for name, by_metric in self.task_differences().items()
         }
         paired = {"perplexity_ratio": ratio.to_dict() if ratio else None, "tasks": tasks}
-        harness = {"lm_eval": version("lm_eval")} if self.results.tasks else {}
+        harness_version = {"lm_eval": version("lm_eval")} if self.results.tasks else {}
         return {
             "kind": KIND,
             "format": FORMAT,
-            "versions": {**versions, **harness},
+            "versions": {**versions, **harness_version},
             "model": self.model,
             "against": self.against,
             "text": self.text,
@@ -114,11 +144,11 @@ class Assessment:
 
 
 def assess(
-    subject: Subject,
-    reference: Subject | None = None,
+    model_under_test: ModelUnderTest,
+    reference: ModelUnderTest | None = None,
     *,
     record: Mapping[str, Any] | None = None,
-    text: Text | None = None,
+    text: EvaluationText | None = None,
     protocol: Protocol | None = None,
     seqlen: int | None = None,
     stride: int | None = None,
@@ -127,65 +157,95 @@ def assess(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Assessment:
-    """Measure `subject` on `text` (perplexity) and in `tasks` (of `harness.load_tasks`); a `reference` on the same.
+    """Measure perplexity and zero-shot accuracy of a model, and compare them with those of a reference.
 
-    With a reference and a text both models run side by side, window by window, and the fidelity of the one to the
-    other is measured on the way; both are in memory at once. A `record` of the reference takes the place of the
-    reference, but for the fidelity.
+    With a reference and a text, both models are in memory and run window by window, which also measures the fidelity
+    of the model to the reference.
+
+    Args:
+        model_under_test: The model.
+        reference: The model to compare it with.
+        record: Evaluation record of the reference, in place of the model; gives no fidelity.
+        text: Text for the perplexity; None measures none.
+        protocol: How to cut the text; default the text's own.
+        seqlen: Tokens in a window; default min(2048, the context of both models).
+        stride: Tokens between the beginnings of packed windows; default `seqlen`.
+        max_windows: Take only this many windows or documents, from the start; default the text's own.
+        tasks: lm-eval's task objects by name, from `harness.load_tasks`.
+        limit: Take only this many items of each task, from the start.
+        progress: Called as windows and items are measured.
 
     Raises:
-        CalibrationError: a text too short, or a record of other windows or items.
-        ModelError: the two models have different tokens or shapes.
-        NumericsError: a loss is NaN or infinite.
+        CalibrationError: The text is too short, or the record is of other windows or items.
+        ModelError: The two models differ in their tokens or shapes.
+        NumericsError: A loss is NaN or infinite.
     """
     start = time.perf_counter()
-    loaded = [one for one in (subject, reference) if one]
-    found: list[Perplexity | None] = [None] * len(loaded)
+    models = [model_under_test] if reference is None else [model_under_test, reference]
+    perplexities: list[Perplexity | None] = [None] * len(models)
     fidelity = None
     if text is not None:
-        windows = cut(
-            subject.tokenizer,
+        windows = make_windows(
+            model_under_test.tokenizer,
             text.documents,
             protocol=protocol or text.protocol,
-            context=_context(loaded),
+            context=_shared_context(models),
             seqlen=seqlen,
             stride=stride,
             max_windows=max_windows or text.windows,
             joiner=text.joiner,
         )
-        losses, fidelity = _measured(loaded, windows, progress)
-        found = [perplexity_of(windows, each, time.perf_counter() - start) for each in losses]
-    measured = [
-        Results(each, zero_shot(one.model, one.tokenizer, tasks or {}, limit=limit, progress=progress))
-        for one, each in zip(loaded, found, strict=True)
+        losses, fidelity = _measure_losses(models, windows, progress)
+        perplexities = [perplexity_of(windows, each, time.perf_counter() - start) for each in losses]
+    results = [
+        Results(perplexity, zero_shot(each.model, each.tokenizer, tasks or {}, limit=limit, progress=progress))
+        for each, perplexity in zip(models, perplexities, strict=True)
     ]
-    other = Results.from_record(record) if record else measured[1] if reference else None
-    name = str(record["model"]) if record else reference.name if reference else None
-    if other and name:
-        measured[0].check_pairs(other, name)
-    source, seconds = text.source if text else None, time.perf_counter() - start
-    place = str(subject.model.device), str(subject.model.dtype).removeprefix("torch.")
-    return Assessment(subject.name, name, source, *place, measured[0], other, fidelity, seconds)
+    reference_results = None
+    reference_name = None
+    if record:
+        reference_results = Results.from_record(record)
+        reference_name = str(record["model"])
+    elif reference:
+        reference_results = results[1]
+        reference_name = reference.name
+    if reference_results and reference_name:
+        results[0].check_comparable(reference_results, reference_name)
+    return Assessment(
+        model=model_under_test.name,
+        against=reference_name,
+        text=text.source if text else None,
+        device=str(model_under_test.model.device),
+        dtype=str(model_under_test.model.dtype).removeprefix("torch."),
+        results=results[0],
+        reference=reference_results,
+        fidelity=fidelity,
+        seconds=time.perf_counter() - start,
+    )
 
 
-def _context(loaded: Sequence[Subject]) -> int | None:
-    """What all models can read; None where none of them has a bound."""
-    found = (getattr(one.model.config, "max_position_embeddings", None) for one in loaded)
-    return min((int(length) for length in found if length), default=None)
+def _shared_context(models: Sequence[ModelUnderTest]) -> int | None:
+    """Return the most tokens that all models can read; None if none of them has a limit."""
+    limits = (getattr(each.model.config, "max_position_embeddings", None) for each in models)
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
-def _measured(
-    loaded: Sequence[Subject], windows: EvaluationWindows, progress: Progress | None
+def _measure_losses(
+    models: Sequence[ModelUnderTest], windows: EvaluationWindows, progress: Progress | None
 ) -> tuple[list[Tensor], Fidelity | None]:
-    """The losses of one model or two, and how the first follows the second."""
-    if len(loaded) == 1:
-        return [window_losses(loaded[0].model, windows, progress=progress)], None
-    subject, reference = loaded
-    if subject.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
+    """Return the losses of one model or two, and the fidelity of the first to the second."""
+    if len(models) == 1:
+        return [window_losses(models[0].model, windows, progress=progress)], None
+    model_under_test, reference = models
+    if model_under_test.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise ModelError(
-            f"{subject.name} and {reference.name} have different tokens, so nothing of theirs can be paired; "
-            "give the model that it was made from"
+            f"{model_under_test.name} and {reference.name} have different vocabularies, so their losses cannot be "
+            "paired; compare with the model that it was made from"
         )
-    pair = Follower(subject.model, subject.order), Follower(reference.model, reference.order)
-    found = follow(*pair, windows, progress=progress)
-    return [found.losses, found.reference_losses], found.fidelity
+    result = measure_fidelity(
+        ComparedModel(model_under_test.model, model_under_test.permutation),
+        ComparedModel(reference.model, reference.permutation),
+        windows,
+        progress=progress,
+    )
+    return [result.losses, result.reference_losses], result.fidelity

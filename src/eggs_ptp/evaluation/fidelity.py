@@ -1,4 +1,4 @@
-"""How closely one model follows another, without labels."""
+"""Fidelity: how closely a model's outputs and hidden states follow those of another, without labels."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,29 +7,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from eggs_ptp.engine.through import hidden_of
+from eggs_ptp.engine.blocks.run_block import hidden_of
 from eggs_ptp.errors import ModelError
 from eggs_ptp.evaluation.estimate import Estimate, estimate
-from eggs_ptp.evaluation.perplexity import BATCH_TOKENS, LOSS_ROWS, Progress, check_losses, evaluating
-from eggs_ptp.evaluation.window import IGNORED, Batch, EvaluationWindows, batches
+from eggs_ptp.evaluation.perplexity import BATCH_TOKENS, LOSS_ROWS, Progress, check_losses, evaluation_mode
+from eggs_ptp.evaluation.window import IGNORED, Batch, EvaluationWindows, padded_batches
 from eggs_ptp.models.load import family_in
 
 
-class Follower(NamedTuple):
-    """A model, and the order that its residual stream was folded into: place i holds what channel `order[i]` held."""
+class ComparedModel(NamedTuple):
+    """A model, and the permutation that was folded into its residual stream.
+
+    Channel i of its hidden states is channel `permutation[i]` of the unpruned model's; None if nothing was folded.
+    """
 
     model: Any
-    order: Tensor | None = None
+    permutation: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a model shares with its reference; every number is a mean over the scored positions.
+    """How closely a model follows a reference; all numbers are means over the scored positions.
 
-    `kl` is KL(reference || model) = sum_v p(v) (log p(v) - log q(v)) in nats, p the reference's next-token
-    probabilities and q the model's. `agreement` is the share of positions where both find the same token likeliest.
-    `hidden[b]` is |h' - h| / |h| at the output of block b, h the reference's hidden state of a position and h' the
-    model's, both in the order of channels that the unpruned model has.
+    Attributes:
+        kl: KL(reference || model) = sum_v p(v) (log p(v) - log q(v)) in nats, with p the next-token probabilities of
+            the reference and q those of the model.
+        agreement: Share of the positions at which both have the same most likely token.
+        hidden: For each block |h' - h| / |h| of its output, with h the hidden state of the reference at a position
+            and h' the model's, both in the channel order of the unpruned model.
     """
 
     kl: Estimate
@@ -37,13 +42,13 @@ class Fidelity:
     hidden: tuple[Estimate, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for records."""
-        hidden = [found.to_dict() for found in self.hidden]
+        """Return plain data for records."""
+        hidden = [block_error.to_dict() for block_error in self.hidden]
         return {"kl": self.kl.to_dict(), "agreement": self.agreement.to_dict(), "hidden": hidden}
 
 
 @dataclass(frozen=True, eq=False)
-class Followed:
+class FidelityResult:
     """A fidelity, and the losses of both models on the same windows, float64 (windows,), sums in nats."""
 
     fidelity: Fidelity
@@ -51,93 +56,120 @@ class Followed:
     reference_losses: Tensor
 
 
-def follow(
-    follower: Follower,
-    reference: Follower,
+def measure_fidelity(
+    compared: ComparedModel,
+    reference: ComparedModel,
     windows: EvaluationWindows,
     *,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
-) -> Followed:
-    """Run both models over the same windows, batch by batch, and measure how the first follows the second.
+) -> FidelityResult:
+    """Run two models over the same windows, batch by batch, and measure how closely the first follows the second.
 
-    Probabilities in float32, sums over a window in float64; standard errors over windows, see `estimate`.
+    Probabilities are in float32, sums over a window in float64; standard errors are over windows, see `estimate`.
+
+    Args:
+        compared: The model to measure.
+        reference: The model to compare it with.
+        windows: The windows.
+        batch_tokens: Most tokens in a forward pass.
+        progress: Called after each batch.
 
     Raises:
-        ModelError: vocabularies, numbers of blocks or widths differ, or blocks that cannot be found.
-        NumericsError: the loss of a window is NaN or infinite.
+        ModelError: The models differ in vocabulary, number of blocks or width, or their blocks cannot be found.
+        NumericsError: The loss of a window is NaN or infinite.
     """
-    _check_alike(follower.model, reference.model)
-    depth = follower.model.config.num_hidden_layers
-    sums = torch.zeros(4 + depth, len(windows.sequences), dtype=torch.float64)
+    _check_shapes(compared.model, reference.model)
+    blocks = compared.model.config.num_hidden_layers
+    sums = torch.zeros(4 + blocks, len(windows.sequences), dtype=torch.float64)
     done = 0
-    with evaluating(follower.model, reference.model):
-        for batch in batches(windows, batch_tokens):
+    with evaluation_mode(compared.model, reference.model):
+        for batch in padded_batches(windows, batch_tokens):
             rows = (batch.targets != IGNORED).flatten().nonzero().flatten()
-            (ours, our_states), (theirs, their_states) = _run(follower, batch), _run(reference, batch)
-            moved = _moved(our_states, their_states, rows)
-            per_row = torch.cat([_compared([ours, theirs], batch.targets.flatten(), rows), moved])
-            place = torch.tensor(batch.chosen)[rows // batch.ids.shape[1]]
-            sums.index_add_(1, place, per_row.double().cpu())
-            done += len(batch.chosen)
+            logits, hidden = _run(compared, batch)
+            reference_logits, reference_hidden = _run(reference, batch)
+            hidden_errors = _hidden_errors(hidden, reference_hidden, rows)
+            logit_measures = _compare_logits(logits, reference_logits, batch.targets.flatten(), rows)
+            per_row = torch.cat([logit_measures, hidden_errors])
+            window_of_row = torch.tensor(batch.indices)[rows // batch.ids.shape[1]]
+            sums.index_add_(1, window_of_row, per_row.double().cpu())
+            done += len(batch.indices)
             if progress:
                 progress(done, len(windows.sequences))
-    check_losses(sums[2])
-    check_losses(sums[3], " of the reference")
+    kl_sums, agreement_sums, losses, reference_losses, *hidden_sums = sums
+    check_losses(losses)
+    check_losses(reference_losses, " of the reference")
     counts = windows.scored.tolist()
-    kl, agreement, *hidden = (estimate(row.tolist(), counts) for row in (sums[0], sums[1], *sums[4:]))
-    return Followed(Fidelity(kl, agreement, tuple(hidden)), sums[2], sums[3])
+    fidelity = Fidelity(
+        kl=estimate(kl_sums.tolist(), counts),
+        agreement=estimate(agreement_sums.tolist(), counts),
+        hidden=tuple(estimate(block_sums.tolist(), counts) for block_sums in hidden_sums),
+    )
+    return FidelityResult(fidelity, losses, reference_losses)
 
 
-def _check_alike(model: Any, reference: Any) -> None:
-    keys = {"vocab_size": "vocabulary", "num_hidden_layers": "number of blocks", "hidden_size": "hidden size"}
-    for key, name in keys.items():
-        came, expected = getattr(model.config, key), getattr(reference.config, key)
-        if came != expected:
+def _check_shapes(model: Any, reference: Any) -> None:
+    names = {"vocab_size": "vocabulary", "num_hidden_layers": "number of blocks", "hidden_size": "hidden size"}
+    for key, name in names.items():
+        size = getattr(model.config, key)
+        expected = getattr(reference.config, key)
+        if size != expected:
             raise ModelError(
-                f"fidelity: the {name} of the model is {came} and of the one it is set against {expected}; "
-                "give the model that it was made from"
+                f"fidelity: expected models of the same shape, but the {name} of the model is {size} and that of the "
+                f"reference {expected}; compare with the model that it was made from"
             )
 
 
-def _run(follower: Follower, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-    """Logits of all positions, (positions, vocabulary), and what each block puts out, in the unpruned order."""
-    model, found = follower.model, []
-    back = None if follower.order is None else follower.order.argsort().to(model.device)
+def _run(compared: ComparedModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits of all positions, (positions, vocabulary), and each block's output in unpruned order."""
+    model = compared.model
+    inverse = None if compared.permutation is None else compared.permutation.argsort().to(model.device)
+    outputs = []
 
-    def keep(module: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001 - a hook's signature
-        state = hidden_of(output)
-        found.append((state if back is None else state.index_select(-1, back)).flatten(0, 1))
+    def keep_output(module: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001 - a hook's signature
+        hidden = hidden_of(output)
+        outputs.append((hidden if inverse is None else hidden.index_select(-1, inverse)).flatten(0, 1))
 
     blocks = model.get_submodule(family_in(model, model.config.name_or_path).blocks)
-    hooks = [block.register_forward_hook(keep) for block in blocks]
+    hooks = [block.register_forward_hook(keep_output) for block in blocks]
     try:
-        ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits.flatten(0, 1), found
+        ids = batch.ids.to(model.device)
+        mask = batch.mask.to(model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits.flatten(0, 1), outputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _compared(logits: list[Tensor], targets: Tensor, rows: Tensor) -> Tensor:
-    """KL, agreement and both losses of each row, (4, rows)."""
-    parts = []
-    for part in rows.split(LOSS_ROWS):
-        place = part.to(logits[0].device)
-        ours, theirs = (log_softmax(all_rows[place].float(), -1) for all_rows in logits)
-        target = targets[part].to(place.device)[:, None]
-        kl = (theirs.exp() * (theirs - ours)).sum(-1).clamp_min(0)  # rounding alone can make it less
-        same = (ours.argmax(-1) == theirs.argmax(-1)).float()
-        parts.append(torch.stack([kl, same, -ours.gather(1, target)[:, 0], -theirs.gather(1, target)[:, 0]]))
-    return torch.cat(parts, 1)
+def _compare_logits(logits: Tensor, reference_logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+    """Return KL, agreement, and the losses of both models at each row, (4, rows).
+
+    Args:
+        logits: Logits of the model, (positions, vocabulary).
+        reference_logits: Those of the reference.
+        targets: The target of each position.
+        rows: The scored positions.
+    """
+    chunks = []
+    for chunk in rows.split(LOSS_ROWS):
+        positions = chunk.to(logits.device)
+        log_q = log_softmax(logits[positions].float(), -1)
+        log_p = log_softmax(reference_logits[positions].float(), -1)
+        target = targets[chunk].to(positions.device)[:, None]
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)  # only rounding makes it negative
+        same = (log_q.argmax(-1) == log_p.argmax(-1)).float()
+        chunks.append(torch.stack([kl, same, -log_q.gather(1, target)[:, 0], -log_p.gather(1, target)[:, 0]]))
+    return torch.cat(chunks, 1)
 
 
-def _moved(ours: list[Tensor], theirs: list[Tensor], rows: Tensor) -> Tensor:
-    """Relative error of the hidden state behind each block, (blocks, rows)."""
+def _hidden_errors(hidden: list[Tensor], reference_hidden: list[Tensor], rows: Tensor) -> Tensor:
+    """Return the relative error of the hidden state after each block at each row, (blocks, rows)."""
     errors = []
-    for mine, other in zip(ours, theirs, strict=True):
-        place = rows.to(mine.device)
-        state, expected = mine[place].float(), other[place].float()
-        size = expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        errors.append((state - expected).norm(dim=-1) / size)
+    for output, reference_output in zip(hidden, reference_hidden, strict=True):
+        positions = rows.to(output.device)
+        state = output[positions].float()
+        expected = reference_output[positions].float()
+        norm = expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append((state - expected).norm(dim=-1) / norm)
     return torch.stack(errors)

@@ -1,4 +1,4 @@
-"""A sample of what a model writes."""
+"""Sampling text from a model."""
 
 from typing import Any
 
@@ -10,28 +10,39 @@ from eggs_ptp.errors import CalibrationError
 def sample_text(
     model: Any, tokenizer: Any, prompt: str, *, tokens: int = 100, temperature: float = 0.8, seed: int = 0
 ) -> str:
-    """Continue `prompt` by at most `tokens` tokens and return both, decoded together.
+    """Sample a continuation of a prompt, x_t ~ softmax(logits / temperature) over the whole vocabulary.
 
-    x_t ~ softmax(logits / temperature) over the whole vocabulary; `temperature = 0` takes the likeliest token.
-    The same arguments give the same text; torch's global random state is left as it was.
+    The same arguments give the same text; torch's global random state is not changed.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompt: The text to continue.
+        tokens: Most tokens to sample.
+        temperature: Temperature; 0 takes the most likely token.
+        seed: Seed of the random numbers.
+
+    Returns:
+        Prompt and continuation, decoded together.
 
     Raises:
-        CalibrationError: nothing to start from, an impossible temperature, or more tokens than the model's context.
+        CalibrationError: The prompt is empty, the temperature negative, or the text longer than the model's context.
     """
     ids = torch.tensor([tokenizer(prompt, verbose=False)["input_ids"]], dtype=torch.long, device=model.device)
     context = getattr(model.config, "max_position_embeddings", None)
     if not ids.numel():
-        raise CalibrationError("the prompt is empty and the tokenizer has no begin token: give --prompt some text")
+        raise CalibrationError("the prompt is empty and the tokenizer has no begin token; give --prompt some text")
     if temperature < 0:
-        raise CalibrationError(f"temperature {temperature:g} is negative: expected 0 (the likeliest token) or more")
+        raise CalibrationError(f"temperature: expected 0 (the most likely token) or more, got {temperature:g}")
     if context and ids.shape[1] + tokens > context:
         raise CalibrationError(
-            f"{ids.shape[1]} prompt tokens and {tokens} new ones exceed the model's context of {context}: ask for fewer"
+            f"{ids.shape[1]} prompt tokens and {tokens} new ones exceed the model's context of {context}; "
+            "ask for fewer tokens"
         )
-    # None overrides what the checkpoint's own generation config may ask for, which would change the formula above.
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    # None overrides the checkpoint's own generation config, which could change the distribution sampled from.
+    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature:
-        how.update(do_sample=True, temperature=temperature, top_k=0)
+        options.update(do_sample=True, temperature=temperature, top_k=0)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
@@ -40,6 +51,6 @@ def sample_text(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            **how,
+            **options,
         )
     return str(tokenizer.decode(output[0], skip_special_tokens=True))

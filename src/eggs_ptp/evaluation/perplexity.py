@@ -1,4 +1,4 @@
-"""Perplexity, by the field's packed windows or document by document."""
+"""Perplexity, on packed windows as in the literature, or document by document."""
 
 import dataclasses
 import math
@@ -14,46 +14,64 @@ from torch.nn.functional import cross_entropy
 
 from eggs_ptp.errors import NumericsError
 from eggs_ptp.evaluation.estimate import estimate
-from eggs_ptp.evaluation.window import IGNORED, Batch, EvaluationWindows, batches, cut
+from eggs_ptp.evaluation.window import IGNORED, Batch, EvaluationWindows, make_windows, padded_batches
 from eggs_ptp.evaluation.window import Protocol as Protocol
 
-Progress = Callable[[int, int], None]  # windows or items done, of so many
+Progress = Callable[[int, int], None]
+"""Called with the number of windows or items done, and of all."""
 
 BATCH_TOKENS = 4096
 LOSS_ROWS = 512  # positions whose logits are in float32 at once: 0.26 GB for a vocabulary of 128 000
+_MAX_LOG_PERPLEXITY = 700  # exp overflows float64 soon after
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A perplexity with what it takes to reproduce, to doubt and to pair it."""
+    """A perplexity, and everything needed to reproduce it and to pair it with another one.
+
+    Attributes:
+        value: The perplexity, exp(`nll`).
+        protocol: How the text was cut, see `window.make_windows`.
+        seqlen: Tokens in a packed window, or at most in a document.
+        windows: Number of packed windows, or of documents.
+        tokens: Number of targets scored.
+        truncated: Number of documents cut at `seqlen`.
+        nll: Mean negative log-likelihood over the targets, nats.
+        standard_error: Standard error of `nll`, over windows; None for a single window.
+        seconds: Time that the measurement took.
+        stride: Tokens between the beginnings of packed windows; None for documents.
+        text_tokens: Tokens of the whole text, scored or not.
+        sha256: SHA-256 of the windows.
+        losses: Sum over the targets of each window, nats.
+        targets: Number of targets in each window.
+    """
 
     value: float
     protocol: Protocol
-    seqlen: int  # tokens of a packed window, or the most that a document may have
-    windows: int  # packed windows, or documents
-    tokens: int  # targets scored
-    truncated: int  # documents cut at seqlen
-    nll: float  # mean over the targets, nats
-    standard_error: float | None  # of nll, over windows; None where there is only one
+    seqlen: int
+    windows: int
+    tokens: int
+    truncated: int
+    nll: float
+    standard_error: float | None
     seconds: float
-    stride: int | None = None  # tokens between the begins of packed windows; None for documents
-    text_tokens: int = 0  # of the whole text, scored or not
-    sha256: str = ""  # of the windows
-    losses: tuple[float, ...] = ()  # sum over the targets of a window, nats
-    targets: tuple[int, ...] = ()  # of each window
+    stride: int | None = None
+    text_tokens: int = 0
+    sha256: str = ""
+    losses: tuple[float, ...] = ()
+    targets: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for records of many runs: all but what is kept of each window."""
-        whole = self.to_record()
-        return {key: value for key, value in whole.items() if key not in ("losses", "targets")}
+        """Return plain data without the values of each window, for records of many runs."""
+        return {key: value for key, value in self.to_record().items() if key not in ("losses", "targets")}
 
     def to_record(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return everything as plain data."""
         return {**dataclasses.asdict(self), "losses": list(self.losses), "targets": list(self.targets)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Perplexity":
-        """The reverse of `to_record`."""
+        """Rebuild a perplexity from its `to_record`."""
         return cls(**{**record, "losses": tuple(record["losses"]), "targets": tuple(record["targets"])})
 
 
@@ -70,24 +88,38 @@ def perplexity(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Perplexity:
-    """Perplexity of `documents` under a causal language model, exp(mean over targets t of -log p(x_t | x_<t)).
+    """Measure the perplexity of a causal language model, exp(mean over targets t of -log p(x_t | x_<t)).
 
-    `packed`: the documents joined with a blank line (`joiner`), tokenised once with the tokenizer's defaults, cut into
-    floor(tokens / seqlen) windows without overlap, tail dropped; L - 1 targets in each window of L. A `stride` below
-    seqlen makes windows overlap, and each counts the targets that none before it has; see `window.cut`.
-    `documents`: begin token, text, end token (those that the tokenizer has) each on its own, cut at `seqlen`;
+    "packed": the documents are joined by `joiner`, tokenised once with the tokenizer's defaults, and cut into
+    floor(tokens / seqlen) windows without overlap; the tail is dropped. A window of L tokens has L - 1 targets. A
+    `stride` below `seqlen` makes windows overlap, and each scores the targets that no earlier one has; see
+    `window.make_windows`.
+
+    "documents": begin token, text and end token (those that the tokenizer has) of each document, cut at `seqlen`;
     every token but the first is a target, and all targets weigh the same.
-    `seqlen` defaults to min(2048, the model's context). `max_windows` takes the first windows or documents only.
-    Sequences of like length share a forward pass of at most `batch_tokens` tokens, which changes nothing but rounding.
+
+    Windows of similar length share a forward pass, which changes nothing but rounding.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        documents: The text.
+        protocol: "packed" or "documents".
+        seqlen: Tokens in a window; default min(2048, the model's context).
+        stride: Tokens between the beginnings of packed windows; default `seqlen`.
+        max_windows: Take only this many windows or documents, from the start.
+        joiner: Joins the documents of "packed"; by default a blank line.
+        batch_tokens: Most tokens in a forward pass.
+        progress: Called after each forward pass.
 
     Raises:
-        CalibrationError: too little text, or windows longer than the model's context.
-        NumericsError: the loss is NaN or infinite.
+        CalibrationError: Too little text, or windows longer than the model's context.
+        NumericsError: A loss is NaN or infinite.
 
-    Source: the WikiText-2 loop of GPTQ, SparseGPT and Wanda (arXiv:2306.11695, `lib/eval.py`) for `packed`.
+    Source: the WikiText-2 loop of GPTQ, SparseGPT and Wanda (arXiv:2306.11695, `lib/eval.py`) for "packed".
     """
     start = time.perf_counter()
-    windows = cut(
+    windows = make_windows(
         tokenizer,
         documents,
         protocol=protocol,
@@ -102,11 +134,18 @@ def perplexity(
 
 
 def perplexity_of(windows: EvaluationWindows, losses: Tensor, seconds: float) -> Perplexity:
-    """Perplexity from the loss of each window, (windows,)."""
-    sums, targets = losses.tolist(), windows.scored.tolist()
-    mean = estimate(sums, targets)
+    """Compute the perplexity from the loss of each window.
+
+    Args:
+        windows: The windows.
+        losses: Sum over the targets of each window, nats, (windows,).
+        seconds: Time that the measurement took.
+    """
+    window_sums = losses.tolist()
+    targets = windows.scored.tolist()
+    mean = estimate(window_sums, targets)
     return Perplexity(
-        value=math.exp(mean.value) if mean.value < 700 else math.inf,
+        value=math.exp(mean.value) if mean.value < _MAX_LOG_PERPLEXITY else math.inf,
         protocol=windows.protocol,
         seqlen=windows.seqlen,
         windows=len(targets),
@@ -118,7 +157,7 @@ def perplexity_of(windows: EvaluationWindows, losses: Tensor, seconds: float) ->
         stride=windows.stride,
         text_tokens=windows.text_tokens,
         sha256=windows.digest,
-        losses=tuple(sums),
+        losses=tuple(window_sums),
         targets=tuple(targets),
     )
 
@@ -126,17 +165,26 @@ def perplexity_of(windows: EvaluationWindows, losses: Tensor, seconds: float) ->
 def window_losses(
     model: Any, windows: EvaluationWindows, *, batch_tokens: int = BATCH_TOKENS, progress: Progress | None = None
 ) -> Tensor:
-    """Negative log-likelihood of the targets of each window, sum_t -log p(x_t | x_<t), nats, float64 (windows,).
+    """Compute the negative log-likelihood of the targets of each window, sum_t -log p(x_t | x_<t).
+
+    Args:
+        model: A causal language model.
+        windows: The windows.
+        batch_tokens: Most tokens in a forward pass.
+        progress: Called after each forward pass.
+
+    Returns:
+        Nats, float64 (windows,).
 
     Raises:
-        NumericsError: the loss of a window is NaN or infinite.
+        NumericsError: The loss of a window is NaN or infinite.
     """
     losses = torch.zeros(len(windows.sequences), dtype=torch.float64)
     done = 0
-    with evaluating(model):
-        for batch in batches(windows, batch_tokens):
-            losses[batch.chosen] = _batch_losses(model, batch)
-            done += len(batch.chosen)
+    with evaluation_mode(model):
+        for batch in padded_batches(windows, batch_tokens):
+            losses[batch.indices] = _batch_losses(model, batch)
+            done += len(batch.indices)
             if progress:
                 progress(done, len(losses))
     check_losses(losses)
@@ -144,38 +192,43 @@ def window_losses(
 
 
 @contextmanager
-def evaluating(*models: Any) -> Iterator[None]:
-    """Without gradients or dropout; afterwards models train on if they did."""
-    training = [model.training for model in models]
+def evaluation_mode(*models: Any) -> Iterator[None]:
+    """Put models into evaluation mode, without gradients; each returns to the mode it was in."""
+    were_training = [model.training for model in models]
     for model in models:
         model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        for model, was in zip(models, training, strict=True):
-            model.train(was)
+        for model, was_training in zip(models, were_training, strict=True):
+            model.train(was_training)
 
 
-def check_losses(losses: Tensor, whose: str = "") -> None:
-    """Refuse losses that are no numbers.
+def check_losses(losses: Tensor, model_name: str = "") -> None:
+    """Refuse losses that are not finite.
+
+    Args:
+        losses: Loss of each window, (windows,).
+        model_name: Names the model in the message, such as " of the reference".
 
     Raises:
-        NumericsError: the loss of a window is NaN or infinite.
+        NumericsError: The loss of a window is NaN or infinite.
     """
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
     if bad:
         raise NumericsError(
-            f"evaluation{whose}: the loss of {len(bad)} of {len(losses)} windows (the first is number {bad[0]}) is "
-            "NaN or infinite, so the model overflows or its weights are broken; try --dtype float32, or check the "
+            f"evaluation{model_name}: the loss of {len(bad)} of {len(losses)} windows (the first is number {bad[0]}) "
+            "is NaN or infinite, so the model overflows or its weights are broken; try --dtype float32, or check the "
             "checkpoint"
         )
 
 
 def _batch_losses(model: Any, batch: Batch) -> Tensor:
+    """Return the loss of each window of a batch; at most LOSS_ROWS rows of logits are in float32 at once."""
     device = model.device
     logits = model(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False).logits
     targets = batch.targets.to(logits.device).flatten()
-    rows = zip(logits.flatten(0, 1).split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-    losses = [cross_entropy(x.float(), y, reduction="none", ignore_index=IGNORED) for x, y in rows]
+    chunks = zip(logits.flatten(0, 1).split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
+    losses = [cross_entropy(x.float(), y, reduction="none", ignore_index=IGNORED) for x, y in chunks]
     return torch.cat(losses).view(batch.ids.shape).sum(1, dtype=torch.float64).cpu()

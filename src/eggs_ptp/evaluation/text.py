@@ -1,4 +1,4 @@
-"""Evaluation texts by name or file, and how the field joins their documents."""
+"""Evaluation texts: local files, and WikiText-2 and C4 as pruning papers use them."""
 
 import re
 from collections.abc import Sequence
@@ -13,46 +13,64 @@ from eggs_ptp.errors import CalibrationError
 from eggs_ptp.evaluation.window import Protocol
 
 WIKITEXT2: Final = "Salesforce/wikitext:wikitext-2-raw-v1"
-NAMED: Final = ("wikitext2", "c4")
-_ROWS = re.compile(r"wiki\.(train|valid|test)\.(raw|tokens)")
-_C4_DOCUMENTS, _C4_WINDOWS = 1100, 256
+TEXT_NAMES: Final = ("wikitext2", "c4")
+_WIKITEXT_FILE = re.compile(r"wiki\.(train|valid|test)\.(raw|tokens)")
+_C4_DOCUMENTS = 1100
+_C4_WINDOWS = 256
 
 
 @dataclass(frozen=True)
-class Text:
-    """Documents, and what a packed measurement joins them with and takes of them at most."""
+class EvaluationText:
+    """Documents, and how perplexity is measured on them by default.
+
+    Attributes:
+        source: Describes the text, for records.
+        documents: The documents.
+        joiner: Joins the documents for the protocol "packed".
+        windows: Most windows to score; None for all.
+        protocol: The default protocol.
+    """
 
     source: str
     documents: Sequence[str]
     joiner: str = "\n\n"
-    windows: int | None = None  # where the field's protocol stops
-    protocol: Protocol = "packed"  # unless asked otherwise
+    windows: int | None = None
+    protocol: Protocol = "packed"
 
 
-def find_text(name: str | None, *, field: str = "text", tokenizer: Tokenizer | None = None) -> Text:
-    """The text `wikitext2` (also None) or `c4` of the hub, or a file's.
+def load_text(name: str | None, *, field: str = "text", tokenizer: Tokenizer | None = None) -> EvaluationText:
+    """Load a text by name from the hub, or from a file.
 
-    `wikitext2` is WikiText-2's raw test split, its rows joined with a blank line; a local copy named wiki.test.raw or
-    the like is read as the same rows. `c4` is the first 1100 documents of the first validation file joined with a
-    blank, of which 256 windows count.
+    `wikitext2` is the raw test split of WikiText-2, its rows joined by blank lines; a local copy called wiki.test.raw
+    or similar is read as the same rows. `c4` is the first 1100 documents of the first validation file, joined by
+    spaces, of which 256 windows are scored.
+
+    Args:
+        name: "wikitext2" (also None), "c4", or the path of a file.
+        field: Key of the text in the rows of a file.
+        tokenizer: Renders chats in a file, with its chat template.
 
     Raises:
-        CalibrationError: no such file, or a data set that cannot be reached.
+        CalibrationError: The file does not exist, or the data set cannot be reached.
 
     Source: `lib/data.py` and `lib/eval.py` of SparseGPT and Wanda (arXiv:2306.11695).
     """
     name = name or "wikitext2"
     if name == "wikitext2":
-        rows = hub_documents(WIKITEXT2, whole=True, split="test", flag="--text")
-        return Text(f"{WIKITEXT2}, test", list(rows))
+        rows = hub_documents(WIKITEXT2, download=True, split="test", flag="--text")
+        return EvaluationText(f"{WIKITEXT2}, test", list(rows))
     if name == "c4":
-        stream = hub_documents(C4, whole=False, split="validation", flag="--text")
-        return Text(f"{C4}, validation, first {_C4_DOCUMENTS} documents", stream[:_C4_DOCUMENTS], " ", _C4_WINDOWS)
+        documents = hub_documents(C4, download=False, split="validation", flag="--text")
+        source = f"{C4}, validation, first {_C4_DOCUMENTS} documents"
+        return EvaluationText(source, documents[:_C4_DOCUMENTS], " ", _C4_WINDOWS)
     path = Path(name)
     if not path.exists() and not path.suffix:
-        raise CalibrationError(f"there is no file {name}; texts that have a name are {', '.join(NAMED)} (from the hub)")
+        raise CalibrationError(
+            f"there is no file {name}; give a file, or one of the texts from the hub: {', '.join(TEXT_NAMES)}"
+        )
     documents = read_documents(path, field=field, tokenizer=tokenizer)
-    if _ROWS.fullmatch(path.name):
-        rows = [f"{line}\n" if line.strip() else "" for line in documents[0].removesuffix("\n").split("\n")]
-        return Text(f"{name}, {len(rows)} rows", rows)
-    return Text(name, documents, protocol="documents" if name.endswith(".jsonl") else "packed")
+    if _WIKITEXT_FILE.fullmatch(path.name):
+        lines = documents[0].removesuffix("\n").split("\n")
+        rows = [f"{line}\n" if line.strip() else "" for line in lines]
+        return EvaluationText(f"{name}, {len(rows)} rows", rows)
+    return EvaluationText(name, documents, protocol="documents" if name.endswith(".jsonl") else "packed")

@@ -1,4 +1,4 @@
-"""Text to the windows that losses are measured on, and windows to padded batches."""
+"""Evaluation windows: cuts text into the token windows that losses are measured on, and pads them to batches."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,46 +14,59 @@ from eggs_ptp.errors import CalibrationError
 
 Protocol = Literal["packed", "documents"]
 DEFAULT_SEQLEN = 2048
-IGNORED = -100  # cross_entropy's own mark for a position without a target
+IGNORED = -100  # marks a position without a target, as in cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationWindows:
-    """Token sequences, how many of the last tokens of each are targets, and what was left out.
+    """Token windows, and which of their tokens are targets.
 
-    `text_tokens` counts the tokens of the whole text (those of all documents that were looked at, with their begin and
-    end tokens, for `documents`), `truncated` the documents cut at `seqlen`.
+    Attributes:
+        sequences: Tokens of each window, int64 (length,).
+        scored: How many of the last tokens of each window are targets, int64 (windows,).
+        protocol: How the text was cut, see `make_windows`.
+        seqlen: Tokens in a packed window, or at most in a document.
+        stride: Tokens between the beginnings of packed windows; None for documents.
+        text_tokens: Tokens of the whole text; for documents, of all that were read, with begin and end tokens.
+        truncated: Documents cut at `seqlen`.
     """
 
     sequences: Sequence[Tensor]
-    scored: Tensor  # int64 (windows,)
+    scored: Tensor
     protocol: Protocol
     seqlen: int
-    stride: int | None  # None for documents
+    stride: int | None
     text_tokens: int
     truncated: int
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the windows: two measurements with the same one can be paired."""
-        seen = hashlib.sha256()
+        """SHA-256 of windows and targets: two measurements with the same digest can be paired."""
+        digest = hashlib.sha256()
         for sequence, scored in zip(self.sequences, self.scored.tolist(), strict=True):
-            seen.update(torch.tensor([len(sequence), scored]).numpy().astype("<i8").tobytes())
-            seen.update(sequence.cpu().numpy().astype("<i8").tobytes())
-        return seen.hexdigest()
+            digest.update(torch.tensor([len(sequence), scored]).numpy().astype("<i8").tobytes())
+            digest.update(sequence.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Windows of like length side by side, padded on the right, where a causal model's earlier positions do not see."""
+    """Windows of similar length, padded on the right, which a causal model's earlier positions do not attend to.
 
-    chosen: list[int]  # which windows
-    ids: Tensor  # int64 [windows, length]
-    mask: Tensor  # int64 [windows, length], 1 = a token
-    targets: Tensor  # int64 [windows, length], the next token where it counts, else IGNORED
+    Attributes:
+        indices: Which windows they are.
+        ids: Token ids, int64 [windows, length].
+        mask: Attention mask, int64 [windows, length], 1 = a token.
+        targets: The next token where it is scored, else `IGNORED`, int64 [windows, length].
+    """
+
+    indices: list[int]
+    ids: Tensor
+    mask: Tensor
+    targets: Tensor
 
 
-def cut(
+def make_windows(
     tokenizer: Any,
     documents: Sequence[str],
     *,
@@ -64,28 +77,42 @@ def cut(
     max_windows: int | None = None,
     joiner: str = "\n\n",
 ) -> EvaluationWindows:
-    """Cut windows of `seqlen` tokens L, which defaults to min(2048, `context`).
+    """Cut text into windows of L = `seqlen` tokens.
 
-    `packed`: the documents joined by `joiner`, tokenised once with the tokenizer's defaults; window k begins at token
-    k * stride and the tail that fills none is dropped. With stride = L, the default, windows do not overlap and L - 1
-    targets count in each; with a smaller one each window but the first counts only its last `stride` targets, those
-    that no window before it has counted, each with at least L - stride tokens before it.
-    `documents`: begin token, text, end token (those that the tokenizer has) each on its own, cut at L.
+    "packed": the documents are joined by `joiner` and tokenised once with the tokenizer's defaults. Window k begins at
+    token k * stride; the tail that does not fill a window is dropped. With stride = L windows do not overlap, and each
+    scores L - 1 targets. With a smaller stride, each window but the first scores only its last `stride` targets, those
+    that no earlier window has scored, each with at least L - stride tokens of context.
+
+    "documents": begin token, text and end token (those that the tokenizer has) of each document are a window, cut at
+    L tokens.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        documents: The text.
+        protocol: "packed" or "documents".
+        context: Most tokens that the model reads; None if it has no limit.
+        seqlen: Tokens in a window; default min(2048, `context`).
+        stride: Tokens between the beginnings of packed windows; default `seqlen`.
+        max_windows: Take only this many windows or documents, from the start.
+        joiner: Joins the documents of "packed".
 
     Raises:
-        CalibrationError: too little text, or a window or stride that cannot be.
+        CalibrationError: Too little text, or a window length or stride that is out of range.
     """
     length = _window_length(context, seqlen)
     if stride is not None and (protocol != "packed" or not 1 <= stride <= length):
         raise CalibrationError(
-            f"stride {stride}: expected 1 to {length}, the tokens of a window, and protocol packed, not {protocol}"
+            f"stride: expected 1 to {length}, the tokens of a window, with protocol packed, got {stride} with "
+            f"protocol {protocol}"
         )
     if protocol == "documents":
-        whole = _document_tokens(tokenizer, documents[:max_windows])
-        sequences = [document[:length] for document in whole]
+        tokenised = _tokenise_documents(tokenizer, documents[:max_windows])
+        sequences = [document[:length] for document in tokenised]
         scored = torch.tensor([len(sequence) - 1 for sequence in sequences])
-        truncated = sum(len(document) > length for document in whole)
-        return EvaluationWindows(sequences, scored, protocol, length, None, sum(map(len, whole)), truncated)
+        truncated = sum(len(document) > length for document in tokenised)
+        text_tokens = sum(map(len, tokenised))
+        return EvaluationWindows(sequences, scored, protocol, length, None, text_tokens, truncated)
     tokens = torch.tensor(tokenizer(joiner.join(documents), verbose=False)["input_ids"], dtype=torch.long)
     windows = consecutive_windows(tokens, length, max_windows, "the evaluation text")
     step = stride or length
@@ -96,49 +123,69 @@ def cut(
     return EvaluationWindows(list(windows), scored, protocol, length, step, tokens.numel(), 0)
 
 
-def batches(windows: EvaluationWindows, batch_tokens: int) -> Iterator[Batch]:
-    """Windows in order of length, at most `batch_tokens` tokens (or one window) at once, padding included."""
-    for chosen in runs([len(sequence) for sequence in windows.sequences], batch_tokens):
-        shape = (len(chosen), max(len(windows.sequences[i]) for i in chosen))
-        ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+def padded_batches(windows: EvaluationWindows, batch_tokens: int) -> Iterator[Batch]:
+    """Yield all windows in batches, sorted by length.
+
+    Args:
+        windows: The windows.
+        batch_tokens: Most tokens in a batch, padding included; a longer window is a batch of its own.
+    """
+    lengths = [len(sequence) for sequence in windows.sequences]
+    for indices in group_by_length(lengths, batch_tokens):
+        shape = (len(indices), max(lengths[index] for index in indices))
+        ids = torch.zeros(shape, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
         targets = torch.full(shape, IGNORED)
-        for row, index in enumerate(chosen):
+        for row, index in enumerate(indices):
             sequence = windows.sequences[index]
-            size, counted = len(sequence), int(windows.scored[index])
+            size = len(sequence)
+            scored = int(windows.scored[index])
             ids[row, :size] = sequence
             mask[row, :size] = 1
-            targets[row, size - 1 - counted : size - 1] = sequence[size - counted :]
-        yield Batch(chosen, ids, mask, targets)
+            targets[row, size - 1 - scored : size - 1] = sequence[size - scored :]
+        yield Batch(indices, ids, mask, targets)
 
 
-def runs(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in order of length, in runs whose padded size is at most `batch_tokens` (or one sequence)."""
-    run: list[int] = []
+def group_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Sort sequences by length and divide them into batches.
+
+    Args:
+        lengths: Length of each sequence.
+        batch_tokens: Most tokens in a batch after padding; a longer sequence is a batch of its own.
+
+    Yields:
+        The indices of the sequences in each batch.
+    """
+    batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if run and lengths[index] * (len(run) + 1) > batch_tokens:
-            yield run
-            run = []
-        run.append(index)
-    if run:
-        yield run
+        if batch and lengths[index] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _window_length(context: int | None, seqlen: int | None) -> int:
     if seqlen is None:
         return min(DEFAULT_SEQLEN, context) if context else DEFAULT_SEQLEN
     if seqlen < 2:
-        raise CalibrationError(f"seqlen {seqlen} leaves nothing to predict: expected at least 2 tokens a window")
+        raise CalibrationError(f"seqlen: expected at least 2, so that a token can be predicted, got {seqlen}")
     if context and seqlen > context:
-        raise CalibrationError(f"seqlen {seqlen} is longer than the model's context of {context} tokens; take less")
+        raise CalibrationError(
+            f"seqlen: {seqlen} is longer than the model's context of {context} tokens; give at most {context}"
+        )
     return seqlen
 
 
-def _document_tokens(tokenizer: Any, documents: Sequence[str]) -> list[Tensor]:
-    """Begin token, text, end token; documents that are left with nothing to predict are dropped."""
+def _tokenise_documents(tokenizer: Any, documents: Sequence[str]) -> list[Tensor]:
+    """Return begin token, text and end token of each document; documents with nothing to predict are dropped."""
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"] if documents else []
-    found = [torch.tensor([*begin, *ids, *end], dtype=torch.long) for ids in texts if len(begin) + len(ids) > 1]
-    if not found:
-        raise CalibrationError(f"no document with a token to predict among the {len(documents)} given: give more text")
-    return found
+    tokenised = [torch.tensor([*begin, *ids, *end], dtype=torch.long) for ids in texts if len(begin) + len(ids) > 1]
+    if not tokenised:
+        raise CalibrationError(
+            f"no document with a token to predict among the {len(documents)} documents; give more text"
+        )
+    return tokenised

@@ -1,0 +1,1 @@
+"""One decoder block on its own: its inputs, its weights in memory, its forward pass."""

@@ -1,0 +1,161 @@
+"""Makes the plan of a run from a model, its checkpoint and a recipe, before any weight is read."""
+
+import functools
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eggs_ptp.calibration.windows import is_token_file, token_file_shape
+from eggs_ptp.engine.planning.checks import check_coverage, check_folding, check_tuning, shape_of
+from eggs_ptp.engine.planning.memory_budget import fit_budget, memory_needs
+from eggs_ptp.engine.planning.plan import MatrixPlan, Plan, permutation_stride
+from eggs_ptp.engine.tensors.reader import CheckpointReader
+from eggs_ptp.errors import CalibrationError, RecipeError
+from eggs_ptp.models.load import Skeleton
+from eggs_ptp.recipe.recipe import Recipe
+from eggs_ptp.recipe.targets import Resolved, resolve
+
+
+def make_plan(
+    skeleton: Skeleton,
+    reader: CheckpointReader,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    memory: int | None = None,
+) -> Plan:
+    """Decide what happens to every matrix, and how the run fits into memory.
+
+    Args:
+        skeleton: The model without weights.
+        reader: Its checkpoint, of which only the headers are read.
+        recipe: What to do.
+        device: Where to compute.
+        dtype: Type in which blocks are computed.
+        memory: Bytes that the process may take; None for no limit.
+
+    Returns:
+        The plan. Its `memory_bytes` is what the fastest run adds to the process, see `memory_budget.memory_needs`. Its
+        `seconds` is the time of the forward passes over all blocks, at the speed of a matrix product measured now.
+
+    Raises:
+        ModelError: A block has a linear that the family does not know, or tensors do not fit the config.
+        RecipeError: The rules leave nothing to prune, or it does not fit into `memory`.
+        CalibrationError: A file of windows that has none, or windows longer than the model's context.
+        PatternError: A pattern that does not fit a matrix, its method, or the heads inside which it is permuted.
+    """
+    check_coverage(skeleton, reader)
+    matrices = _plan_matrices(skeleton, reader, recipe)
+    plan = Plan(
+        model=str(skeleton.folder),
+        model_type=skeleton.family.model_type,
+        discovered=not skeleton.family.known,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        blocks=len(skeleton.blocks),
+        matrices=matrices,
+        nsamples=recipe.calibration.nsamples,
+        seqlen=recipe.calibration.seqlen or min(2048, skeleton.context),
+        calibration=recipe.calibration.text or "",
+        permutation=_permutation(skeleton, recipe) if any(matrix.permutes for matrix in matrices) else None,
+        memory_bytes=0,
+        seconds=0.0,
+    )
+    plan = _with_windows(plan, skeleton, recipe)
+    check_tuning(plan)
+    check_folding(plan, skeleton, reader)
+    costs: dict[str, Any] = {
+        "memory_bytes": memory_needs(plan, skeleton).total,
+        "seconds": _estimated_seconds(plan, device),
+    }
+    return replace(plan, budget=fit_budget(plan, skeleton, memory), **costs)
+
+
+def _plan_matrices(skeleton: Skeleton, reader: CheckpointReader, recipe: Recipe) -> tuple[MatrixPlan, ...]:
+    """Apply the recipe's rules to every matrix."""
+    linears = {
+        f"{skeleton.block_name(index)}.{linear.path}": (index, linear)
+        for index in range(len(skeleton.blocks))
+        for linear in skeleton.of_block(index).linears
+    }
+    decisions = resolve(recipe, list(linears))
+    matrices = []
+    for name, (block, linear) in linears.items():
+        rows, columns = shape_of(skeleton, reader, name, linear.transposed)
+        decision = decisions[name]
+        if isinstance(decision, Resolved):
+            decision.pattern.check_width(columns, name)
+        space = skeleton.family.spaces[linear.input_activation]
+        matrices.append(
+            MatrixPlan(
+                name=name,
+                block=block,
+                path=linear.path,
+                role=linear.role,
+                rows=rows,
+                columns=columns,
+                input_activation=linear.input_activation,
+                space=space,
+                scope=skeleton.family.scope[space],
+                transposed=linear.transposed,
+                routed=linear.routed,
+                resolved=decision if isinstance(decision, Resolved) else None,
+                skipped=None if isinstance(decision, Resolved) else decision.reason,
+            )
+        )
+    if not any(matrix.resolved for matrix in matrices):
+        raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
+    return tuple(matrices)
+
+
+def _with_windows(plan: Plan, skeleton: Skeleton, recipe: Recipe) -> Plan:
+    """Take number and length of the windows from a file of windows, and check that they fit the model and recipe."""
+    text, context = plan.calibration, skeleton.context
+    if plan.needs_calibration and is_token_file(text):
+        nsamples, seqlen = token_file_shape(Path(text))
+        if seqlen > context:
+            raise CalibrationError(
+                f"{text}: windows of {seqlen} tokens are longer than the model's context of {context}"
+            )
+        plan = replace(plan, nsamples=nsamples, seqlen=seqlen)
+    elif plan.seqlen > context:
+        raise RecipeError(f"seqlen {plan.seqlen} is longer than the model's context of {context} tokens")
+    if recipe.calibration.skip_first >= plan.seqlen:
+        raise RecipeError(
+            f"calibration.skip_first = {recipe.calibration.skip_first} leaves nothing of windows of "
+            f"{plan.seqlen} tokens"
+        )
+    return plan
+
+
+def _permutation(skeleton: Skeleton, recipe: Recipe) -> str:
+    """What becomes of permutations: as requested, but kept beside the weights where no family can fold them."""
+    return recipe.permutation if skeleton.family.folds or recipe.permutation != "fold" else "gather"
+
+
+def _estimated_seconds(plan: Plan, device: torch.device) -> float:
+    if not plan.needs_calibration:
+        return 0.0
+    weights = sum(matrix.rows * matrix.columns for matrix in plan.matrices)
+    passes = 2.0  # statistics, and the inputs of the next block
+    passes += plan.permutes_model_first / permutation_stride(plan.nsamples, plan.seqlen)
+    passes += plan.needs_dense
+    passes += 0.5 * plan.compares  # statistics are collected again for each group
+    flops = 2 * passes * plan.nsamples * plan.seqlen * weights
+    return flops / _flops_per_second(device)
+
+
+@functools.cache  # one measurement per process
+def _flops_per_second(device: torch.device) -> float:
+    """Multiplications and additions per second of a product of 1024 x 1024 matrices, best of three."""
+    matrix = torch.ones(1024, 1024, device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        (matrix @ matrix).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best

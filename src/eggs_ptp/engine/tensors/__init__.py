@@ -1,0 +1,1 @@
+"""Tensors of checkpoints: safetensors read and written, masks, fused experts."""
