@@ -1,14 +1,14 @@
 """eggs-ptp: one-shot N:M pruning of Hugging Face causal language models.
 
-The names below are imported when they are first used, so that `import eggs_ptp` costs nothing. After it,
-`transformers` loads packed checkpoints.
+The public names are imported at their first use, so that `import eggs_ptp` is fast. It also makes `transformers` load
+packed checkpoints.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eggs_ptp.api import evaluate, load, plan, prune, verify
+    from eggs_ptp.api import assess, evaluate, load, plan, prune, verify
     from eggs_ptp.core.pattern import Pattern, Unstructured
     from eggs_ptp.errors import EggsError
     from eggs_ptp.method.catalogue import METHODS
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from eggs_ptp.recipe.read import read_recipe
     from eggs_ptp.recipe.recipe import Recipe
     from eggs_ptp.sparse.convert import pack
-    from eggs_ptp.sparse.zeros import keep_zeros
+    from eggs_ptp.sparse.keep_zeros import keep_zeros
 
-_HOMES = {
+_MODULES = {
     "prune": "api",
     "plan": "api",
     "verify": "api",
     "evaluate": "api",
+    "assess": "api",
     "load": "api",
     "pack": "sparse.convert",
-    "keep_zeros": "sparse.zeros",
+    "keep_zeros": "sparse.keep_zeros",
     "Recipe": "recipe.recipe",
     "read_recipe": "recipe.read",
     "METHODS": "method.catalogue",
@@ -42,6 +43,7 @@ __all__ = [
     "Recipe",
     "Step",
     "Unstructured",
+    "assess",
     "evaluate",
     "keep_zeros",
     "load",
@@ -54,9 +56,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 importlib.import_module(f"{__name__}.models.registration").register()

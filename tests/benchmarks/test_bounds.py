@@ -1,4 +1,4 @@
-"""What benchmarks/bounds.py makes of diagnoses and rows."""
+"""benchmarks/bounds.py: metrics of diagnoses, and correlations over rows."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +19,9 @@ def bounds(monkeypatch):
 
 
 def matrix(name, error, least_unchanged, least_updated):
-    found = {"least_unchanged": least_unchanged, "best_unchanged": 2 * least_unchanged}
-    found |= {"least_updated": least_updated, "best_updated": 3 * least_updated}
-    return SimpleNamespace(name=name, calibrated={"output_error": error}, bounds=found)
+    error_bounds = {"least_unchanged": least_unchanged, "best_unchanged": 2 * least_unchanged}
+    error_bounds |= {"least_updated": least_updated, "best_updated": 3 * least_updated}
+    return SimpleNamespace(name=name, calibrated={"output_error": error}, bounds=error_bounds)
 
 
 MATRICES = [
@@ -31,27 +31,27 @@ MATRICES = [
 ]
 
 
-def test_every_method_is_one(bounds):
+def test_every_method_exists(bounds):
     from accuracy import recipe_of
 
     assert all(recipe_of(label).bound() for label in bounds.METHODS)
 
 
-def test_ratios_are_of_means_and_a_bound_that_is_broken_is_counted(bounds):
-    found = bounds.figures(MATRICES, solved=False)
-    assert found["error"] == pytest.approx(0.2)
-    assert found["best_updated"] == pytest.approx(0.18)
-    assert found["over_unchanged"] == pytest.approx(2.0)
-    assert found["over_updated"] == pytest.approx(0.2 / 0.06, abs=1e-6)
-    assert found["across_matrices"] == 1.0
-    assert (found["matrices"], found["below"]) == (3, 0)
-    # solving may go below what masks alone cannot, and that is no fault
-    low = [*MATRICES, matrix("model.1.down", 0.1, 0.12, 0.09)]
-    assert bounds.figures(low, solved=True)["below"] == 0
-    assert bounds.figures(low, solved=False)["below"] == 1
+def test_ratios_are_of_means_and_violated_bounds_are_counted(bounds):
+    metrics = bounds.metrics_of(MATRICES, solved=False)
+    assert metrics["error"] == pytest.approx(0.2)
+    assert metrics["best_updated"] == pytest.approx(0.18)
+    assert metrics["over_unchanged"] == pytest.approx(2.0)
+    assert metrics["over_updated"] == pytest.approx(0.2 / 0.06, abs=1e-6)
+    assert metrics["across_matrices"] == 1.0
+    assert (metrics["matrices"], metrics["below"]) == (3, 0)
+    # with updated weights the error may be below the bound for masks alone
+    with_low_error = [*MATRICES, matrix("model.1.down", 0.1, 0.12, 0.09)]
+    assert bounds.metrics_of(with_low_error, solved=True)["below"] == 0
+    assert bounds.metrics_of(with_low_error, solved=False)["below"] == 1
 
 
-def test_roles_take_the_bound_of_what_the_method_may_do(bounds):
+def test_roles_have_the_bound_that_applies_to_the_method(bounds):
     assert bounds.roles(MATRICES, solved=False) == {
         "up": {"error": 0.2, "least": 0.1, "best": 0.2},
         "down": {"error": 0.2, "least": 0.1, "best": 0.2},
@@ -60,21 +60,21 @@ def test_roles_take_the_bound_of_what_the_method_may_do(bounds):
 
 
 def test_correlations_are_over_groups_of_methods(bounds):
-    """Within each treatment the excess falls as the error grows, over both it does the opposite."""
+    """Within each treatment of the weights the excess falls as the error grows; over both it rises."""
     rows = []
     for solved in (False, True):
-        for place in range(6):
-            error = (1.0 if solved else 10.0) + place
-            figures = {"error": error, "least_unchanged": 0.5, "over_unchanged": error / 0.5}
-            figures |= {"least_updated": 0.1 + 0.01 * place, "over_updated": error / (0.1 + 0.01 * place)}
-            row = {"model": "m", "pattern": "2:4", "method": f"{solved} {place}", "solved": solved}
-            corrects = int(solved and place == 0)
-            rows.append({**row, "excess": (0.0 if solved else 20.0) - place, "figures": figures, "settings": corrects})
+        for index in range(6):
+            error = (1.0 if solved else 10.0) + index
+            metrics = {"error": error, "least_unchanged": 0.5, "over_unchanged": error / 0.5}
+            metrics |= {"least_updated": 0.1 + 0.01 * index, "over_updated": error / (0.1 + 0.01 * index)}
+            row = {"model": "m", "pattern": "2:4", "method": f"{solved} {index}", "solved": solved}
+            settings = int(solved and index == 0)
+            rows.append({**row, "excess": (0.0 if solved else 20.0) - index, "figures": metrics, "settings": settings})
     data = {"rows": rows, "settings": [{"steps": {"score": {}}}, {"steps": {"score": {}, "correct": {}}}]}
-    found = {(one["group"], one["figure"]): one for one in bounds.correlations(data)}
-    assert found["all methods", "error"]["rho"] > 0
-    assert found["kept weights as they were", "error"]["rho"] == -1.0
-    assert found["kept weights solved for", "error"]["rho"] == -1.0
-    assert ("all methods", "least_unchanged") not in found  # the same everywhere
-    runs = {group: found[group, "error"]["runs"] for group in bounds.GROUPS}
+    correlations = {(row["group"], row["figure"]): row for row in bounds.correlations(data)}
+    assert correlations["all methods", "error"]["rho"] > 0
+    assert correlations["kept weights as they were", "error"]["rho"] == -1.0
+    assert correlations["kept weights solved for", "error"]["rho"] == -1.0
+    assert ("all methods", "least_unchanged") not in correlations  # constant
+    runs = {group: correlations[group, "error"]["runs"] for group in bounds.GROUPS}
     assert list(runs.values()) == [12, 11, 6, 6]

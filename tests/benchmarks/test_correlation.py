@@ -1,4 +1,4 @@
-"""What benchmarks/correlation.py makes of figures and excesses."""
+"""benchmarks/correlation.py: rank correlations and their intervals."""
 
 import math
 from pathlib import Path
@@ -30,23 +30,24 @@ def test_rank_correlations(correlation):
     assert math.isnan(correlation.rank_correlation(x, y, y))
 
 
-def test_nothing_is_said_of_few_settings_or_of_what_never_changes(correlation):
+def test_few_settings_and_constant_metrics_have_no_correlation(correlation):
     excess = [1.0, 2.0, 3.0, 4.0, 6.0, 5.0]
-    figures = {"same": [1.0] * 6, "own": excess, "other": [2.0, 1.0, 3.0, 4.0, 5.0, 6.0]}
-    found = {one["figure"]: one for one in correlation.correlated(figures, list("abcdef"), excess, figures["own"])}
-    assert found.keys() == {"own", "other"}
-    assert found["own"]["rho"] == 1.0
-    assert "partial" not in found["own"]  # it is what would be held fixed
-    low, high = found["other"]["interval"]
-    assert low < found["other"]["rho"] <= high
-    assert "other: rho +0.89 [" in correlation.said(found["other"])
-    assert correlation.correlated(figures, list("aabbcd"), excess, figures["own"]) == []  # 6 runs, but 4 settings
-    assert correlation.correlated({"own": []}, [], []) == []
-    assert not any("partial" in one for one in correlation.correlated(figures, list("abcdef"), excess))
+    metrics = {"constant": [1.0] * 6, "error": excess, "other": [2.0, 1.0, 3.0, 4.0, 5.0, 6.0]}
+    rows = correlation.correlated(metrics, list("abcdef"), excess, metrics["error"])
+    by_metric = {row["figure"]: row for row in rows}
+    assert by_metric.keys() == {"error", "other"}
+    assert by_metric["error"]["rho"] == 1.0
+    assert "partial" not in by_metric["error"]  # the variable that is held fixed
+    low, high = by_metric["other"]["interval"]
+    assert low < by_metric["other"]["rho"] <= high
+    assert "other: rho +0.89 [" in correlation.line_of(by_metric["other"])
+    assert correlation.correlated(metrics, list("aabbcd"), excess, metrics["error"]) == []  # 6 runs, but 4 settings
+    assert correlation.correlated({"error": []}, [], []) == []
+    assert not any("partial" in row for row in correlation.correlated(metrics, list("abcdef"), excess))
 
 
-def test_runs_of_a_setting_are_drawn_together(correlation):
-    """Seeds that agree add no certainty: the interval is that of one run a setting."""
+def test_runs_of_a_setting_are_resampled_together(correlation):
+    """Seeds with equal results add no certainty: the interval is that of one run per setting."""
     x, y = np.arange(8.0), np.array([0.0, 3.0, 1.0, 2.0, 5.0, 7.0, 4.0, 6.0])
     once = correlation.resampled(np.arange(8), x, y)
     assert correlation.resampled(np.repeat(np.arange(8), 3), np.repeat(x, 3), np.repeat(y, 3)) == once

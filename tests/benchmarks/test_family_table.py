@@ -1,4 +1,4 @@
-"""What benchmarks/family_table.py sees of a model, and what it calls a fault."""
+"""benchmarks/family_table.py: the row of a model, and which rows have failed."""
 
 from pathlib import Path
 
@@ -15,26 +15,26 @@ def table(monkeypatch):
     return family_table
 
 
-def test_a_mixture_is_walked_through_up_to_its_packed_text(table, tiny, tmp_path):
-    row = table.walk(tiny("qwen2_moe"), tmp_path, "qwen2_moe", "magnitude")
+def test_a_mixture_of_experts_is_checked_up_to_generating_from_the_packed_folder(table, tiny, tmp_path):
+    row = table.check_model(tiny("qwen2_moe"), tmp_path, "qwen2_moe", "magnitude")
     assert (row["pruned"], row["linears"], row["missed"]) == (32, 32, [])
     assert (row["new_tokens"], row["same_tokens"]) == (table.NEW_TOKENS, True)
     assert 0 < row["apart"] < 1e-5
-    assert not table.faults(row)
+    assert not table.has_failed(row)
     assert table.cells(row)[:4] == ["qwen2_moe", "qwen2_moe", "yes", "32 of 32"]
 
 
 def test_matrices_are_counted_in_the_checkpoint_without_routers(table, tiny):
-    found = table.matrices_in_blocks(tiny("qwen2_moe"), "model.layers")
-    assert sum(found.values()) == len(found) == 32
-    assert "model.layers.1.mlp.experts.5.down_proj" in found
-    assert not [name for name in found if name.endswith(("mlp.gate", "shared_expert_gate", "norm"))]
+    counts = table.matrices_in_blocks(tiny("qwen2_moe"), "model.layers")
+    assert sum(counts.values()) == len(counts) == 32
+    assert "model.layers.1.mlp.experts.5.down_proj" in counts
+    assert not [name for name in counts if name.endswith(("mlp.gate", "shared_expert_gate", "norm"))]
 
 
 @pytest.mark.parametrize(
     "change", [{"missed": ["a.q"]}, {"failures": ["density: a.q"]}, {"pruned": 13}, {"apart": 1e-3}, {"apart": 2.0}]
 )
-def test_a_fault_is_one(table, change):
+def test_a_row_with_any_fault_has_failed(table, change):
     row = {"missed": [], "failures": [], "pruned": 14, "linears": 14, "apart": 1e-6}
-    assert not table.faults(row)
-    assert table.faults({**row, **change})
+    assert not table.has_failed(row)
+    assert table.has_failed({**row, **change})

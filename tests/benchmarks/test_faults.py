@@ -1,4 +1,4 @@
-"""Faults injected into whole runs: a few of them here, 203 in docs/results/faults.json."""
+"""Faults injected into whole runs: a few here, 203 in docs/results/faults.json."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_two_hundred_faults_leave_nothing_lost_or_corrupted(faults, tmp_path):
     check(faults.run({"prune": 143, "export": 60}, tmp_path, 2), 203)
 
 
-def test_the_record_has_no_loss_and_is_of_two_hundred():
+def test_the_record_has_two_hundred_faults_and_no_loss():
     record = json.loads(RECORD.read_text())
     assert record["faults"] >= 200
     assert record["faults"] == len(record["rows"]) == sum(row["faults"] for row in record["table"])

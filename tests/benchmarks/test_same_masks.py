@@ -1,4 +1,4 @@
-"""What the benchmarks time is the same result."""
+"""The implementations that the benchmarks compare give the same result."""
 
 import importlib.util
 from pathlib import Path
@@ -21,29 +21,29 @@ def benchmark(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
-def test_sparsegpt_and_both_literal_sweeps(pattern):
-    found = benchmark("sparsegpt_speed").measure(64, 320, pattern, 1, "cpu")
-    assert found["rows_with_another_mask"]["ours, float64"] == 0
-    assert found["largest_difference_in_float64"] < 1e-10
-    assert max(found["rows_with_another_mask"].values()) <= 1  # a near tie in float32
-    assert found["seconds"]["columns"]["products"] < found["seconds"]["columns"]["sweep"]
-    for seconds in found["seconds"].values():
+def test_sparsegpt_equals_both_literal_implementations(pattern):
+    layer = benchmark("sparsegpt_speed").measure(64, 320, pattern, 1, "cpu")
+    assert layer["rows_with_another_mask"]["ours, float64"] == 0
+    assert layer["largest_difference_in_float64"] < 1e-10
+    assert max(layer["rows_with_another_mask"].values()) <= 1  # a near tie in float32
+    assert layer["seconds"]["columns"]["products"] < layer["seconds"]["columns"]["sweep"]
+    for seconds in layer["seconds"].values():
         assert min(seconds.values()) >= 0
         assert seconds["total"] == pytest.approx(seconds["factorisation"] + seconds["products"] + seconds["sweep"])
 
 
 @pytest.mark.parametrize("pattern", ["0.6", "2:4", "0.5"])
-def test_dsnot_at_once_and_row_by_row(pattern):
+def test_dsnot_for_all_rows_equals_dsnot_row_by_row(pattern):
     speed = benchmark("dsnot_speed")
-    found = speed.measure(speed.layer(48, 256), parse_pattern(pattern), 1)
-    assert found["rows_with_another_mask"] == 0
-    assert found["swaps_per_row"] > 1
+    row = speed.measure(speed.make_layer(48, 256), parse_pattern(pattern), 1)
+    assert row["rows_with_another_mask"] == 0
+    assert row["swaps_per_row"] > 1
 
 
-def test_prune_speed_runs_every_step():
+def test_prune_speed_covers_every_step():
     from eggs_ptp.method.catalogue import find_method
     from eggs_ptp.method.step import SLOTS, names
 
     methods = benchmark("prune_speed").every_method()
-    run = {step.name for method in methods for step in find_method(method).bind().steps.values()}
-    assert {step for slot in SLOTS for step in names(slot)} <= run
+    covered = {step.name for method in methods for step in find_method(method).bind().steps.values()}
+    assert {step for slot in SLOTS for step in names(slot)} <= covered

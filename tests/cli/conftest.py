@@ -1,4 +1,4 @@
-"""Running verbs in this process."""
+"""Run verbs in this process."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import pytest
 from eggs_ptp.cli.main import main
 
 
-class Ran(NamedTuple):
-    """What a command came to."""
+class Result(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -23,23 +23,23 @@ class Ran(NamedTuple):
 
     @property
     def error(self) -> str:
-        """The one line of a refusal, the last on stderr (the plan may stand before it)."""
+        """The error message, the last line on stderr (the plan may be printed before it)."""
         assert self.code == 2, self
         assert self.out == ""
         assert "Traceback" not in self.err
-        *before, last = self.err.splitlines()
+        *other_lines, last = self.err.splitlines()
         assert last.startswith("eggs: error: "), self.err
-        assert not any(line.startswith("eggs: ") for line in before)
+        assert not any(line.startswith("eggs: ") for line in other_lines)
         return last.removeprefix("eggs: error: ")
 
 
 @pytest.fixture
-def eggs(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def eggs(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`eggs("plan", folder)` runs the command."""
 
-    def run(*arguments: object) -> Ran:
+    def run(*arguments: object) -> Result:
         capsys.readouterr()
         code = main([str(argument) for argument in arguments])
-        return Ran(code, *capsys.readouterr())
+        return Result(code, *capsys.readouterr())
 
     return run

@@ -1,4 +1,4 @@
-"""Command lines of any words: success, or one clear line and exit code 2; never a traceback."""
+"""Arbitrary command lines: success, or a one-line error and exit code 2; never a traceback."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from eggs_ptp.cli.main import main
 
-# Folders beside the words: a model, one of broken files, an empty one, and nothing.
-PLACES = ["model", "broken", "empty", "nowhere", "model/config.json", "owner/name", "", "."]
+# A model, a broken model, an empty folder, and paths that do not exist.
+PATHS = ["model", "broken", "empty", "nowhere", "model/config.json", "owner/name", "", "."]
 FLAGS = [
     "--pattern",
     "--method",
@@ -19,6 +19,7 @@ FLAGS = [
     "--nsamples",
     "--seqlen",
     "--seed",
+    "--permutation",
     "--orders",
     "--include",
     "--exclude",
@@ -90,19 +91,19 @@ VERBS = [
     "compare",
     "nothing",
 ]
-words = st.one_of(st.sampled_from(PLACES), st.sampled_from(WORDS), st.text(max_size=6))
-flags = st.one_of(st.tuples(st.sampled_from(FLAGS), words), words.map(lambda word: (word,)))
+values = st.one_of(st.sampled_from(PATHS), st.sampled_from(WORDS), st.text(max_size=6))
+flags = st.one_of(st.tuples(st.sampled_from(FLAGS), values), values.map(lambda value: (value,)))
 commands = st.builds(
-    lambda verb, place, rest: [verb, place, *(word for pair in rest for word in pair)],
+    lambda verb, path, options: [verb, path, *(word for option in options for word in option)],
     st.sampled_from(VERBS),
-    st.sampled_from(PLACES),
+    st.sampled_from(PATHS),
     st.lists(flags, max_size=4),
 )
 
 
 @pytest.fixture(scope="module")
-def place(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("anything")
+def workspace(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(tiny("llama"), folder / "model")
     shutil.copytree(tiny("llama"), folder / "broken")
     (folder / "broken" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -126,10 +127,10 @@ def place(tiny, tmp_path_factory):
 @example(["evaluate", "model", "--text", "\0"])
 @example(["plan", "model", "--calibration", "a" * 5000])
 @example(["report", "-o", "model", "empty"])
-def test_any_command_line(place, capsys, monkeypatch, arguments):
-    before = {path: path.read_bytes() for path in place.glob("model/*")}
+def test_any_command_line(workspace, capsys, monkeypatch, arguments):
+    before = {path: path.read_bytes() for path in workspace.glob("model/*")}
     with monkeypatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(workspace)
         capsys.readouterr()
         code = main(arguments)
     error = capsys.readouterr().err
@@ -138,7 +139,7 @@ def test_any_command_line(place, capsys, monkeypatch, arguments):
     if code == 2:
         assert error.splitlines()[-1].startswith("eggs: error: ")
         assert len(error.splitlines()[-1]) > len("eggs: error: ")
-    assert {path: path.read_bytes() for path in place.glob("model/*")} == before
-    assert not [path for path in place.rglob(".*") if path.name.endswith(".draft")]
-    shutil.rmtree(place / "out", ignore_errors=True)
-    assert os.path.isdir(place / "model")
+    assert {path: path.read_bytes() for path in workspace.glob("model/*")} == before
+    assert not [path for path in workspace.rglob(".*") if path.name.endswith(".draft")]
+    shutil.rmtree(workspace / "out", ignore_errors=True)
+    assert os.path.isdir(workspace / "model")

@@ -1,4 +1,4 @@
-"""`eggs bench`: tables, JSON, record, plot, and what it refuses."""
+"""`eggs bench`: tables, JSON, record, plot, and refused input."""
 
 import json
 
@@ -26,19 +26,19 @@ def test_shapes(eggs, tmp_path):
     assert [(row[1], row[2], row[3]) for row in rows] == [
         (kind, batch, pattern) for batch in "12" for kind in ("fp32", "bf16") for pattern in ("2:4", "4:8")
     ]
-    assert "?: not to be trusted, the middle half spreads over more than 10%" in ran.out
+    assert "?: not reliable, the interquartile range is more than 10% of the median" in ran.out
     assert "load " in ran.out.splitlines()[0]
     assert "bench: 2/2" in ran.err
-    kept = json.loads(record.read_text())
-    assert kept["command"].startswith("eggs bench --shapes 64x32")
-    assert [product["batch"] for product in kept["products"]] == [1, 2]
+    stored = json.loads(record.read_text())
+    assert stored["command"].startswith("eggs bench --shapes 64x32")
+    assert [product["batch"] for product in stored["products"]] == [1, 2]
     assert plot.read_text().startswith("<svg")
 
 
-def test_a_prefill_and_one_type(eggs):
-    found = eggs("bench", "--shapes", "64x32", *QUICK, "--prefill", "24", "--dtype", "bfloat16", "--json").json
-    assert [product["batch"] for product in found["products"]] == [1, 2, 24]
-    assert {name.split()[1] for name in found["products"][2]["backends"]} == {"bf16"}
+def test_a_prefill_and_one_dtype(eggs):
+    record = eggs("bench", "--shapes", "64x32", *QUICK, "--prefill", "24", "--dtype", "bfloat16", "--json").json
+    assert [product["batch"] for product in record["products"]] == [1, 2, 24]
+    assert {name.split()[1] for name in record["products"][2]["backends"]} == {"bf16"}
 
 
 def test_a_folder(eggs, packed):
@@ -48,23 +48,23 @@ def test_a_folder(eggs, packed):
     assert "packed" in ran.out
     assert "dense stock" in ran.out
     assert "generate: 8 new tokens after a prompt of 4, greedy, batch 1, float32; the first 8 are the same" in ran.out
-    found = eggs("bench", packed, *flags, "--json").json
-    assert found["folder"] == str(packed)
-    assert sum(matrix["count"] for matrix in found["matrices"]) == 14
-    assert len(found["products"]) == 2 * len(found["matrices"])
-    linears = found["generate"]["linears_bytes"]
+    record = eggs("bench", packed, *flags, "--json").json
+    assert record["folder"] == str(packed)
+    assert sum(matrix["count"] for matrix in record["matrices"]) == 14
+    assert len(record["products"]) == 2 * len(record["matrices"])
+    linears = record["generate"]["linears_bytes"]
     assert linears["packed"] * 32 == linears["dense"] * 17  # values and bits of float32 2:4
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "say what to measure: a packed folder, or --shapes such as 4096x4096"),
-        (("out", "--shapes", "8x8"), "say what to measure"),
-        (("--shapes", "8"), "--shapes: '8' is no shape"),
-        (("--shapes", "8x8", "--batches", "no"), "--batches: 'no' is no number"),
+        ((), "expected one thing to measure: a packed folder, or --shapes such as 4096x4096"),
+        (("out", "--shapes", "8x8"), "expected one thing to measure"),
+        (("--shapes", "8"), "--shapes: '8' is not a shape"),
+        (("--shapes", "8x8", "--batches", "no"), "--batches: 'no' is not a number"),
         (("--shapes", "8x8", "--patterns", "0.5"), "unstructured"),
-        (("--shapes", "8x6"), "8x6: 6 columns are no multiple of 4, as 2:4 needs"),
+        (("--shapes", "8x6"), "8x6: 6 columns are not a multiple of 4, as 2:4 needs"),
         (("--shapes", "8x8", "--rounds", "4"), "--rounds"),
         (("--shapes", "8x8", "--dtype", "int8"), "--dtype"),
         (("--shapes", "8x8", "--plot", "nowhere/plot.svg"), "--plot nowhere/plot.svg: there is no such folder"),
@@ -75,7 +75,7 @@ def test_bad_input_is_one_line(eggs, arguments, message):
     assert message in eggs("bench", *arguments).error
 
 
-def test_a_record_that_cannot_be_written_is_told_before_anything_is_measured(eggs, tmp_path):
+def test_a_record_that_cannot_be_written_is_refused_before_anything_is_measured(eggs, tmp_path):
     (tmp_path / "file").write_text("")
     ran = eggs("bench", "--shapes", "8x8", "--record", tmp_path / "file" / "record.json")
     assert "cannot be written" in ran.error
@@ -91,7 +91,7 @@ def test_prompt_and_tokens_must_fit_the_context(eggs, packed):
     assert "8 prompt tokens and 200 new ones exceed the model's context of 128" in error
 
 
-def test_a_backend_that_is_asked_for_is_the_one_measured(eggs, monkeypatch):
+def test_the_requested_backend_is_measured(eggs, monkeypatch):
     monkeypatch.setenv("EGGS_BACKEND", "reference")
-    found = eggs("bench", "--shapes", "16x16", *QUICK, "--json").json
-    assert set(found["products"][0]["backends"].values()) == {"reference"}
+    record = eggs("bench", "--shapes", "16x16", *QUICK, "--json").json
+    assert set(record["products"][0]["backends"].values()) == {"reference"}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eggs_ptp import api
-from eggs_ptp.comparison import run
+from eggs_ptp.comparison import runner
 from eggs_ptp.errors import NumericsError
 
 
@@ -13,7 +13,7 @@ from eggs_ptp.errors import NumericsError
 def compare(eggs, tiny, text_file):
     """`compare("--methods", "wanda")`: the verb on a tiny model."""
     texts = ("--calibration", text_file, "--nsamples", 2, "--seqlen", 32, "--text", text_file, "--max-windows", 2)
-    return lambda *given: eggs("compare", tiny(), *texts, *given)
+    return lambda *arguments: eggs("compare", tiny(), *texts, *arguments)
 
 
 def test_a_table_with_mean_deviation_and_difference_to_dense(compare):
@@ -80,7 +80,7 @@ def test_a_file_describes_the_whole_comparison(compare, tmp_path, tiny):
     )
 
 
-def test_flags_lie_over_the_evaluation_of_the_file(eggs, tiny, text_file, tmp_path):
+def test_flags_override_the_evaluation_of_the_file(eggs, tiny, text_file, tmp_path):
     file = tmp_path / "table.toml"
     rows = [json.dumps({"body": "a text that is not long"}) for _ in range(4)]
     texts = tmp_path / "held.jsonl"
@@ -91,9 +91,9 @@ def test_flags_lie_over_the_evaluation_of_the_file(eggs, tiny, text_file, tmp_pa
     )
 
     def evaluated(*flags):
-        found = eggs("compare", tiny(), "--recipe", file, "--json", *flags).json
-        assert len(found["records"]) == 1
-        dense = found["dense"]["evaluation"]
+        comparison = eggs("compare", tiny(), "--recipe", file, "--json", *flags).json
+        assert len(comparison["records"]) == 1
+        dense = comparison["dense"]["evaluation"]
         return [dense[key] for key in ("protocol", "seqlen", "windows")]
 
     assert evaluated() == ["documents", 64, 3]
@@ -107,9 +107,9 @@ def test_a_run_that_fails_is_exit_code_2_after_the_table(compare, tmp_path):
     assert "failed" in ran.out
     assert "magnitude at 3:5, seed 0 failed: " in ran.out.splitlines()[-1]
     assert "error" not in ran.err
-    found = compare("--methods", "magnitude", "--patterns", "2:4,3:5", "--json")
-    assert found.code == 2
-    assert [bool(entry["remark"]) for entry in found.json["table"]] == [False, True]
+    failed = compare("--methods", "magnitude", "--patterns", "2:4,3:5", "--json")
+    assert failed.code == 2
+    assert [bool(entry["remark"]) for entry in failed.json["table"]] == [False, True]
     again = compare("--methods", "magnitude", "--patterns", "2:4", "-o", tmp_path / "records")
     assert again.code == 0
     assert all(line.endswith("as recorded") for line in again.err.splitlines())
@@ -118,12 +118,12 @@ def test_a_run_that_fails_is_exit_code_2_after_the_table(compare, tmp_path):
 def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
     prune = api.prune
 
-    def interrupted(model, out, recipe, **more):
+    def interrupted(model, out, recipe, **keywords):
         if recipe.seed == 1:
             raise KeyboardInterrupt
-        return prune(model, out, recipe, **more)
+        return prune(model, out, recipe, **keywords)
 
-    monkeypatch.setattr(run.api, "prune", interrupted)
+    monkeypatch.setattr(runner.api, "prune", interrupted)
     ran = compare("--methods", "wanda", "-o", tmp_path / "records")
     assert (ran.code, ran.out) == (130, "")
     assert ran.err.splitlines()[-1] == "eggs: interrupted"
@@ -131,7 +131,7 @@ def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         (("--methods", "wanda,egs"), "no method is named 'egs', did you mean 'eggs'?"),
         (("--methods", "wanda,"), "no method is named ''"),
@@ -144,18 +144,18 @@ def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
         (("--recipe", "table-22"), "no shipped table, did you mean 'table-2'?; shipped: table-10, "),
         (("--recipe", "table-22.toml"), "table-22.toml cannot be read"),
         (("--recipe", "table-6"), "table-6: its numbers are accuracies in zero-shot tasks, and comparisons measure"),
-        (("--recipe", "table-3", "--patterns", "2:4"), "--patterns: the rows or columns of"),
+        (("--recipe", "table-3", "--patterns", "2:4"), "already sets patterns in its rows or columns"),
         (("--set", "steps.score.alhpa=1"), "did you mean 'alpha'"),
         (("--format", "html"), "--format"),
         (("--eval-seqlen", "1"), "--eval-seqlen"),
     ],
 )
-def test_what_cannot_be_is_one_line_before_any_model_is_read(compare, monkeypatch, given, message):
-    def read(*what, **more):
+def test_impossible_comparisons_are_one_line_before_any_model_is_read(compare, monkeypatch, arguments, message):
+    def evaluate(*positional, **keywords):
         raise NumericsError("too late")
 
-    monkeypatch.setattr(run.api, "evaluate", read)
-    assert message in compare(*given).error
+    monkeypatch.setattr(runner.api, "evaluate", evaluate)
+    assert message in compare(*arguments).error
 
 
 def test_the_demo_is_calibrated_on_its_own_text(eggs, tiny, monkeypatch):

@@ -22,11 +22,11 @@ def test_json_lines_are_documents(eggs, tiny, tmp_path):
     rows = ["x" * 300, "yes", "no"]
     text.write_text("".join(json.dumps({"story": row}) + "\n" for row in rows))
     ran = eggs("evaluate", tiny(), "--text", text, "--text-field", "story")
-    assert "documents: 3 on their own, 1 cut at 128 tokens; 134 of 311 tokens predicted" in ran.out
-    found = eggs("evaluate", tiny(), "--text", text, "--text-field", "story", "--protocol", "packed", "--json").json
-    one = found["perplexity"]
-    assert (one["protocol"], one["windows"], found["text"]) == ("packed", 2, str(text))
-    assert one["value"] == pytest.approx(math.exp(one["nll"]))
+    assert "documents: 3 separate documents, 1 cut at 128 tokens; 134 of 311 tokens predicted" in ran.out
+    record = eggs("evaluate", tiny(), "--text", text, "--text-field", "story", "--protocol", "packed", "--json").json
+    perplexity = record["perplexity"]
+    assert (perplexity["protocol"], perplexity["windows"], record["text"]) == ("packed", 2, str(text))
+    assert perplexity["value"] == pytest.approx(math.exp(perplexity["nll"]))
 
 
 def test_refuses_a_text_shorter_than_a_window(eggs, tiny, tmp_path):
@@ -48,23 +48,23 @@ def test_the_default_text_needs_the_hub(eggs, tiny, monkeypatch):
 
 def test_against_another_model(eggs, tiny, text_file, tmp_path):
     record = tmp_path / "out.json"
-    how = ("--text", text_file, "--seqlen", 64, "--max-windows", 5)
-    ran = eggs("evaluate", tiny(), "--against", tiny(seed=1), *how, "--record", record)
+    options = ("--text", text_file, "--seqlen", 64, "--max-windows", 5)
+    ran = eggs("evaluate", tiny(), "--against", tiny(seed=1), *options, "--record", record)
     assert ran.code == 0
-    for words in ("difference", "95 % interval", "KL, nats", "top-1 agreement", "|h' - h| / |h| behind block 1"):
+    for words in ("difference", "95 % interval", "KL, nats", "top-1 agreement", "|h' - h| / |h| after block 1"):
         assert words in ran.out
-    kept = json.loads(record.read_text())
-    printed = eggs("evaluate", tiny(), "--against", tiny(seed=1), *how, "--json").json
+    stored = json.loads(record.read_text())
+    printed = eggs("evaluate", tiny(), "--against", tiny(seed=1), *options, "--json").json
     timed = ("seconds", "perplexity", "reference")
-    assert {key: kept[key] for key in kept if key not in timed} == {
-        key: printed[key] for key in kept if key not in timed
+    assert {key: stored[key] for key in stored if key not in timed} == {
+        key: printed[key] for key in stored if key not in timed
     }
-    assert f"{kept['paired']['perplexity_ratio']['low']:.4f} to " in ran.out
-    assert f"{kept['fidelity']['kl']['value']:.5f}" in ran.out
-    paired = eggs("evaluate", tiny(seed=1), "--against", record, *how)
+    assert f"{stored['paired']['perplexity_ratio']['low']:.4f} to " in ran.out
+    assert f"{stored['fidelity']['kl']['value']:.5f}" in ran.out
+    paired = eggs("evaluate", tiny(seed=1), "--against", record, *options)
     assert "x 1.0000" not in paired.out
     assert "KL, nats" not in paired.out
-    assert "expected perplexity on the same" in eggs("evaluate", tiny(), *how[:-1], 4, "--against", record).error
+    assert "expected perplexity on the same" in eggs("evaluate", tiny(), *options[:-1], 4, "--against", record).error
 
 
 def test_a_model_does_not_differ_from_itself(eggs, tiny, text_file):
@@ -86,28 +86,28 @@ def questions(tmp_path):
 
 def test_tasks_alone_need_no_text(eggs, tiny, questions):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra eval)")
-    how = ("--tasks", "arc_easy_local", "--data", questions)
-    ran = eggs("evaluate", tiny(), *how, "--limit", 9)
+    options = ("--tasks", "arc_easy_local", "--data", questions)
+    ran = eggs("evaluate", tiny(), *options, "--limit", 9)
     assert ran.code == 0, ran
     assert "perplexity" not in ran.out
     assert "arc_easy_local acc_norm" in ran.out
     assert "arc_easy_local 9 items" in ran.out
-    found = eggs("evaluate", tiny(), "--against", tiny(seed=1), *how, "--json").json
-    scores = found["tasks"]["arc_easy_local"]["metrics"]["acc"]["scores"]
-    other = found["reference"]["tasks"]["arc_easy_local"]["metrics"]["acc"]["scores"]
+    record = eggs("evaluate", tiny(), "--against", tiny(seed=1), *options, "--json").json
+    scores = record["tasks"]["arc_easy_local"]["metrics"]["acc"]["scores"]
+    reference_scores = record["reference"]["tasks"]["arc_easy_local"]["metrics"]["acc"]["scores"]
     assert len(scores) == 20
-    assert scores != other
-    difference = found["paired"]["tasks"]["arc_easy_local"]["acc"]
-    assert difference["value"] == pytest.approx((sum(scores) - sum(other)) / 20)
+    assert scores != reference_scores
+    difference = record["paired"]["tasks"]["arc_easy_local"]["acc"]
+    assert difference["value"] == pytest.approx((sum(scores) - sum(reference_scores)) / 20)
     assert difference["low"] < difference["value"] < difference["high"]
-    assert found["versions"]["lm_eval"]
+    assert record["versions"]["lm_eval"]
 
 
-def test_says_what_tasks_miss(eggs, tiny, questions, monkeypatch):
-    how = ("evaluate", tiny(), "--tasks")
+def test_errors_name_what_tasks_miss(eggs, tiny, questions, monkeypatch):
+    options = ("evaluate", tiny(), "--tasks")
     if "lm_eval" in sys.modules:
-        assert "put boolq.jsonl there" in eggs(*how, "boolq_local", "--data", questions).error
-        assert "pass --data FOLDER" in eggs(*how, "papers_local").error
-        assert "there is no local task sums_local" in eggs(*how, "sums_local").error
+        assert "put boolq.jsonl there" in eggs(*options, "boolq_local", "--data", questions).error
+        assert "pass --data FOLDER" in eggs(*options, "papers_local").error
+        assert "there is no local task sums_local" in eggs(*options, "sums_local").error
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install lm-eval" in eggs(*how, "boolq").error
+    assert "pip install lm-eval" in eggs(*options, "boolq").error

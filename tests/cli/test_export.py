@@ -1,4 +1,4 @@
-"""`eggs export`: both forms, masks, and what it refuses."""
+"""`eggs export`: both formats, masks, and refused input."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_packed_and_dense_again(eggs, pruned, tmp_path):
 def test_quantised_values(eggs, pruned, tmp_path, values):
     ran = eggs("export", pruned, "--format", "packed", "-o", tmp_path / "packed", "--values", values)
     assert ran.code == 0
-    assert f"Values are {values}: 0 matrices had these already, 14 were rounded to the nearest" in ran.out
+    assert f"{values} values: 0 matrices were on this quantisation grid already, 14 were rounded" in ran.out
     eggs("export", tmp_path / "packed", "--format", "dense", "-o", tmp_path / "dense")
     flags = ("--format", "packed", "-o", tmp_path / "again", "--values", values)
     report = eggs("export", tmp_path / "dense", *flags, "--json").json
@@ -50,7 +50,7 @@ def test_quantised_values(eggs, pruned, tmp_path, values):
     assert "--values quantises while packing" in refused.error
 
 
-def test_one_line_says_what_is_wrong_with_a_packed_folder(eggs, pruned, tmp_path):
+def test_an_error_about_a_packed_folder_is_one_line(eggs, pruned, tmp_path):
     packed = tmp_path / "packed"
     eggs("export", pruned, "--format", "packed", "-o", packed)
     path = packed / "config.json"
@@ -66,14 +66,14 @@ def test_one_line_says_what_is_wrong_with_a_packed_folder(eggs, pruned, tmp_path
         assert "Error:" not in error.removeprefix("error:")
 
 
-def test_a_packed_folder_generates_what_the_dense_one_does(eggs, pruned, tmp_path):
+def test_packed_and_dense_generate_the_same_text(eggs, pruned, tmp_path):
     eggs("export", pruned, "--format", "packed", "-o", tmp_path / "packed")
-    said = [
+    texts = [
         eggs("generate", folder, "--prompt", "Hello", "--temperature", "0", "--tokens", "12").out
         for folder in (pruned, tmp_path / "packed")
     ]
-    assert said[0] == said[1]
-    assert said[0].strip()
+    assert texts[0] == texts[1]
+    assert texts[0].strip()
 
 
 def test_a_packed_folder_is_not_pruned(eggs, pruned, tmp_path):
@@ -92,11 +92,11 @@ def test_masks(eggs, pruned, tmp_path):
     "flags",
     [(), ("--format", "packed"), ("-o", "x"), ("--masks", "m", "-o", "x"), ("--masks", "m", "--format", "dense")],
 )
-def test_it_must_be_said_what_to_write(eggs, pruned, flags):
-    assert "say what to write" in eggs("export", pruned, *flags).error
+def test_exactly_one_thing_is_written(eggs, pruned, flags):
+    assert "expected one thing to write" in eggs("export", pruned, *flags).error
 
 
-def test_faults_are_one_line(eggs, pruned, tmp_path):
+def test_errors_are_one_line(eggs, pruned, tmp_path):
     assert "is dense already" in eggs("export", pruned, "--format", "dense", "-o", tmp_path / "x").error
     error = eggs("export", pruned, "--format", "packed", "-o", tmp_path / "x", "--pattern", "0.5").error
     assert "sparsity 0.5 is unstructured" in error

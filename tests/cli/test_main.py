@@ -1,12 +1,14 @@
 import resource
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from eggs_ptp import api
 from eggs_ptp.cli.main import main
 from eggs_ptp.cli.program import app
+from eggs_ptp.errors import EggsError
 
 VERBS = (
     "prune",
@@ -34,21 +36,21 @@ def test_the_verbs():
     assert tuple(command.callback.__name__ for command in app.registered_commands) == VERBS
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_is_fast_and_imports_nothing_large():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = child("import sys; from eggs_ptp.cli.main import main; sys.exit(main(['--help']))")
+    result = child("import sys; from eggs_ptp.cli.main import main; sys.exit(main(['--help']))")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0
-    assert all(f" {verb} " in done.stdout for verb in VERBS)
-    # Processor time, so that other work on the machine cannot fail this.
+    assert result.returncode == 0
+    assert all(f" {verb} " in result.stdout for verb in VERBS)
+    # CPU time, which does not depend on the load of the machine.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-    done = child(
+    result = child(
         "import sys; from eggs_ptp.cli.main import main\n"
         f"for verb in {VERBS}: assert main([verb, '--help']) == 0\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "large = {'torch', 'transformers', 'numpy', 'scipy', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not large, large"
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def test_no_arguments_is_help(eggs):
@@ -77,7 +79,7 @@ def test_usage_errors_are_one_line(eggs, arguments, message):
     assert message in eggs(*arguments).error
 
 
-def test_errors_show_where_they_arose_when_asked(eggs, tmp_path):
+def test_debug_prints_the_traceback_of_an_error(eggs, tmp_path):
     for arguments in (["--debug", "plan", tmp_path], ["plan", tmp_path, "--debug"]):
         ran = eggs(*arguments)
         assert ran.code == 2
@@ -96,21 +98,21 @@ def test_interruption_is_130(eggs, monkeypatch):
 
 
 def test_interruption_is_130_while_the_program_is_being_imported():
-    done = child(
+    result = child(
         "import builtins, sys\n"
         "from eggs_ptp.cli.main import main\n"
-        "imported = builtins.__import__\n"
-        "def interrupted(name, *more):\n"
+        "original_import = builtins.__import__\n"
+        "def interrupted(name, *arguments):\n"
         "    if name == 'typer':\n"
         "        raise KeyboardInterrupt\n"
-        "    return imported(name, *more)\n"
+        "    return original_import(name, *arguments)\n"
         "builtins.__import__ = interrupted\n"
         "sys.exit(main(['--version']))"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "eggs: interrupted\n")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "eggs: interrupted\n")
 
 
-def test_an_error_leaves_stdout_empty_also_where_json_was_asked_for(eggs, tmp_path):
+def test_an_error_leaves_stdout_empty_with_json_too(eggs, tmp_path):
     assert "config.json" in eggs("plan", tmp_path, "--json").error
 
 
@@ -125,7 +127,7 @@ def test_an_error_leaves_stdout_empty_also_where_json_was_asked_for(eggs, tmp_pa
         ),
     ],
 )
-def test_what_the_machine_refuses_is_one_line(eggs, monkeypatch, error, line):
+def test_errors_of_the_machine_are_one_line(eggs, monkeypatch, error, line):
     def fail(*arguments, **options):
         raise error
 
@@ -134,23 +136,23 @@ def test_what_the_machine_refuses_is_one_line(eggs, monkeypatch, error, line):
     assert (ran.code, ran.out, ran.err) == (2, "", line)
 
 
-def test_names_of_files_that_are_no_text_are_refused(eggs):
+def test_file_names_that_are_not_utf8_are_refused(eggs):
     assert eggs("plan", "mod\udcff").error == (
-        "'mod\\udcff': expected words in UTF-8, which records and cards are written in; rename the file"
+        "'mod\\udcff': expected UTF-8, as records and model cards are written in; rename the file"
     )
 
 
 @pytest.mark.parametrize("kind", [AssertionError, RuntimeError])
-def test_faults_of_ours_keep_their_traceback(monkeypatch, kind):
+def test_bugs_keep_their_traceback(monkeypatch, kind):
     def fail(*arguments, **options):
-        raise kind("ours")
+        raise kind("a bug")
 
     monkeypatch.setattr(api, "plan", fail)
-    with pytest.raises(kind, match="ours"):
+    with pytest.raises(kind, match="a bug"):
         main(["plan", "demo"])
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     code = "import sys; from eggs_ptp.cli.main import main; input(); sys.exit(main(['--version']))"
     with subprocess.Popen(
         [sys.executable, "-c", code],
@@ -164,3 +166,39 @@ def test_a_reader_that_goes_away_is_no_error():
         running.stdin.close()
         assert running.stderr.read() == ""
     assert running.returncode in (0, 1)
+
+
+def warnings_of(result):
+    return [line.removeprefix("eggs: warning: ") for line in result.err.splitlines() if "eggs: warning: " in line]
+
+
+def test_an_old_name_of_an_option_works_with_one_line_of_warning(eggs, tiny):
+    old = eggs("plan", tiny(), "--orders", "mask", "--json")
+    assert old.err == "eggs: warning: --orders is now --permutation\n"
+    assert old.json == {**eggs("plan", tiny(), "--permutation", "mask", "--json").json, "seconds": old.json["seconds"]}
+    assert eggs("plan", tiny(), "--permutation", "mask").err == ""
+
+
+def test_warnings_of_the_package_are_printed_once_each(eggs, monkeypatch):
+    namespace = {"__name__": "eggs_ptp.somewhere"}
+    source = "import warnings\ndef warn(text):\n    warnings.warn(text, FutureWarning, stacklevel=1)\n"
+    exec(compile(source, "/x/eggs_ptp/somewhere.py", "exec"), namespace)  # noqa: S102
+
+    def fail(*arguments, **options):
+        for text in ("old", "older", "old"):
+            namespace["warn"](text)
+        raise EggsError("no plan")
+
+    monkeypatch.setattr(api, "plan", fail)
+    result = eggs("plan", "demo")
+    assert warnings_of(result) == ["old", "older"]
+    assert warnings_of(eggs("plan", "demo")) == ["old", "older"]
+
+
+def test_warnings_of_other_packages_are_left_alone(eggs, monkeypatch):
+    def fail(*arguments, **options):
+        warnings.warn("not ours", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(api, "plan", fail)
+    with pytest.raises(FutureWarning, match="not ours"):
+        eggs("plan", "demo")

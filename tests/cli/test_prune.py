@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eggs_ptp.cli.prune import _rows
+from eggs_ptp.cli.prune import matrix_rows
 
 
 def edited(source, folder, **changes):
@@ -17,7 +17,7 @@ def edited(source, folder, **changes):
     return folder
 
 
-def test_says_what_it_will_do_does_it_and_reports(eggs, tiny, text_file, tmp_path):
+def test_prints_the_plan_prunes_and_prints_the_record(eggs, tiny, text_file, tmp_path):
     ran = eggs("prune", tiny(), "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 4, "--seqlen", 64)
     assert ran.code == 0
     first, *_, last = ran.err.splitlines()
@@ -25,7 +25,7 @@ def test_says_what_it_will_do_does_it_and_reports(eggs, tiny, text_file, tmp_pat
     assert last.startswith("prune: 2/2, ")
     words = " ".join(ran.out.split())
     assert "model.layers.0-1.mlp.down_proj 2 2:4 50.0% eggs+ 0." in words
-    assert f"Prove it: eggs verify {tmp_path / 'out'} --against {tiny()}" in words
+    assert f"Verify it: eggs verify {tmp_path / 'out'} --against {tiny()}" in words
     assert eggs("verify", tmp_path / "out", "--against", tiny()).code == 0
 
 
@@ -42,38 +42,40 @@ def test_flags_reach_the_recipe(eggs, tiny, text_file, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('method = "wanda"\n[[targets]]\nmatch = "*.k_proj"\npattern = "4:8"\n')
     flags = ("--recipe", recipe, "--include", "*.self_attn.*", "--exclude", "*.o_proj", "--seed", 5)
-    more = ("--method", "ria", "--set", "steps.score.alpha=0.7", "--set", "calibration.sampling=packed", "--json")
-    found = eggs(
-        "prune", tiny(), "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 4, *flags, *more
+    overrides = ("--method", "ria", "--set", "steps.score.alpha=0.7", "--set", "calibration.sampling=packed", "--json")
+    record = eggs(
+        "prune", tiny(), "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 4, *flags, *overrides
     ).json
-    patterns = {matrix["name"].rpartition(".")[2]: matrix["pattern"] for matrix in found["matrices"]}
+    patterns = {matrix["name"].rpartition(".")[2]: matrix["pattern"] for matrix in record["matrices"]}
     assert patterns == {"q_proj": "2:4", "k_proj": "4:8", "v_proj": "2:4"}
-    assert (found["recipe"]["seed"], found["recipe"]["method"]) == (5, "ria")
-    assert found["recipe"]["steps"]["score"]["alpha"] == 0.7
+    assert (record["recipe"]["seed"], record["recipe"]["method"]) == (5, "ria")
+    assert record["recipe"]["steps"]["score"]["alpha"] == 0.7
 
 
-@pytest.mark.parametrize("orders", [None, "fold", "gather", "mask"])
-def test_orders_are_folded_unless_asked(eggs, tiny, text_file, tmp_path, orders):
+@pytest.mark.parametrize("permutation", [None, "fold", "gather", "mask"])
+def test_permutations_are_folded_by_default(eggs, tiny, text_file, tmp_path, permutation):
     flags = ("--calibration", text_file, "--nsamples", 4, "--method", "ria_cp", "--json")
-    found = eggs("prune", tiny(), "-o", tmp_path / "out", *flags, *(("--orders", orders) if orders else ())).json
-    assert found["orders"] == (orders or "fold")
-    assert {matrix["in_order"] for matrix in found["matrices"]} == {orders in (None, "fold")}
+    if permutation:
+        flags += ("--permutation", permutation)
+    record = eggs("prune", tiny(), "-o", tmp_path / "out", *flags).json
+    assert record["orders"] == (permutation or "fold")
+    assert {matrix["in_order"] for matrix in record["matrices"]} == {permutation in (None, "fold")}
     assert eggs("verify", tmp_path / "out", "--against", tiny()).code == 0
 
 
-def test_the_report_folds_blocks_and_shows_each_automatic_choice():
+def test_rows_merge_blocks_and_show_the_automatic_choice_of_each():
     records = [
-        {"name": f"model.layers.{block}.{path}", "pattern": "2:4", "density": 0.5, "method": "eggs", **more}
-        for block, blocks in ((0, 3), (1, 7))
-        for path, more in (("a", {"output_error": 0.1 * blocks, "B": blocks}), ("b", {"output_error": None}))
+        {"name": f"model.layers.{block}.{path}", "pattern": "2:4", "density": 0.5, "method": "eggs", **entries}
+        for block, count in ((0, 3), (1, 7))
+        for path, entries in (("a", {"output_error": 0.1 * count, "B": count}), ("b", {"output_error": None}))
     ]
-    assert _rows(records) == [
+    assert matrix_rows(records) == [
         ["model.layers.0-1.a", "2", "2:4", "50.0%", "eggs", "0.5000", "0.7000", "3 7"],
         ["model.layers.0-1.b", "2", "2:4", "50.0%", "eggs", "-", "-", ""],
     ]
 
 
-def test_an_existing_folder_is_replaced_only_when_told(eggs, tiny, tmp_path):
+def test_an_existing_folder_is_replaced_only_with_overwrite(eggs, tiny, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -88,7 +90,7 @@ def test_an_existing_folder_is_replaced_only_when_told(eggs, tiny, tmp_path):
 
 MODELS = {
     "unknown": (lambda tiny, path: path / "nowhere", "nowhere: no such folder"),
-    "hub name": (lambda tiny, path: "nobody/nothing", "nobody/nothing: no such folder, and the hub does not give it"),
+    "hub name": (lambda tiny, path: "nobody/nothing", "nobody/nothing: no such folder, and it cannot be downloaded"),
     "no config": (lambda tiny, path: path, "it has no config.json"),
     "gptq": (
         lambda tiny, path: edited(tiny(), path / "m", quantization_config={"quant_method": "gptq"}),
@@ -104,19 +106,19 @@ MODELS = {
 
 @pytest.mark.parametrize(("make", "message"), MODELS.values(), ids=MODELS.keys())
 def test_refuses_models(eggs, tiny, tmp_path, make, message):
-    given = tmp_path / "given"
-    given.mkdir()
-    error = eggs("prune", make(tiny, given), "-o", tmp_path / "out", "--method", "magnitude").error
+    folder = tmp_path / "model"
+    folder.mkdir()
+    error = eggs("prune", make(tiny, folder), "-o", tmp_path / "out", "--method", "magnitude").error
     assert message in error
-    assert [file.name for file in tmp_path.iterdir()] == ["given"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_refuses_pickles_and_adapters(eggs, tiny, tmp_path):
-    given = edited(tiny(), tmp_path / "given")
-    (given / "model.safetensors").rename(given / "pytorch_model.bin")
-    assert "only pickled weights (pytorch_model.bin)" in eggs("prune", given, "-o", tmp_path / "out").error
-    (given / "config.json").rename(given / "adapter_config.json")
-    assert "this is an adapter" in eggs("prune", given, "-o", tmp_path / "out").error
+    folder = edited(tiny(), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "only pickled weights (pytorch_model.bin)" in eggs("prune", folder, "-o", tmp_path / "out").error
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    assert "this is an adapter" in eggs("prune", folder, "-o", tmp_path / "out").error
     assert not (tmp_path / "out").exists()
 
 
@@ -183,11 +185,11 @@ def test_refuses_calibration_texts(eggs, tiny, tmp_path, content, message):
 
 
 def test_refuses_broken_weights(eggs, tiny, text_file, tmp_path):
-    given = edited(tiny(), tmp_path / "given")
-    weights = load_file(given / "model.safetensors")
+    folder = edited(tiny(), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
-    save_file(weights, given / "model.safetensors", metadata={"format": "pt"})
-    error = eggs("prune", given, "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 2).error
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    error = eggs("prune", folder, "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 2).error
     assert "model.layers.1" in error
     assert not (tmp_path / "out").exists()
 
@@ -199,23 +201,23 @@ def test_refuses_a_folder_that_cannot_be_written(eggs, tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_of_several_values_that_of_least_perplexity_is_kept(eggs, tiny, text_file, tmp_path):
+def test_the_candidate_with_the_lowest_perplexity_is_kept(eggs, tiny, text_file, tmp_path):
     model = tiny("llama")
     common = ("--method", "wanda", "--pattern", "0.5", "--calibration", text_file, "--nsamples", 4, "--seqlen", 32)
-    asked = ("--try", "pattern=0.9,0.1,0.5", "--try-text", text_file)
-    found = eggs("prune", model, *common, *asked, "-o", tmp_path / "out", "--json").json
-    perplexities = list(found["tried"].values())
-    assert set(found["tried"]) == {"pattern=0.9", "pattern=0.1", "pattern=0.5"}
+    trials = ("--try", "pattern=0.9,0.1,0.5", "--try-text", text_file)
+    record = eggs("prune", model, *common, *trials, "-o", tmp_path / "out", "--json").json
+    perplexities = list(record["tried"].values())
+    assert set(record["tried"]) == {"pattern=0.9", "pattern=0.1", "pattern=0.5"}
     assert perplexities == sorted(perplexities)
-    assert found["recipe"]["pattern"] == next(iter(found["tried"])).removeprefix("pattern=")
-    for label, value in found["tried"].items():
-        eggs("prune", model, *common, "--set", label, "-o", tmp_path / label)
-        again = eggs("evaluate", tmp_path / label, "--text", text_file, "--json").json
-        assert again["perplexity"]["value"] == pytest.approx(value)
+    assert record["recipe"]["pattern"] == next(iter(record["tried"])).removeprefix("pattern=")
+    for override, perplexity in record["tried"].items():
+        eggs("prune", model, *common, "--set", override, "-o", tmp_path / override)
+        evaluation = eggs("evaluate", tmp_path / override, "--text", text_file, "--json").json
+        assert evaluation["perplexity"]["value"] == pytest.approx(perplexity)
 
 
 @pytest.mark.parametrize(
-    ("tried", "line"),
+    ("arguments", "line"),
     [
         (("--try", "steps.score.alpha"), "expected KEY=VALUE,VALUE,..."),
         (("--try", "steps.score.alpha=0.5,"), "expected KEY=VALUE,VALUE,..."),
@@ -223,7 +225,9 @@ def test_of_several_values_that_of_least_perplexity_is_kept(eggs, tiny, text_fil
         (("--try", "pattern=0.5,3:2"), "3:2"),
     ],
 )
-def test_values_that_cannot_be_tried_are_refused(eggs, tiny, text_file, tmp_path, tried, line):
-    ran = eggs("prune", tiny("llama"), "--method", "ria", "--calibration", text_file, *tried, "-o", tmp_path / "out")
+def test_impossible_trials_are_refused(eggs, tiny, text_file, tmp_path, arguments, line):
+    ran = eggs(
+        "prune", tiny("llama"), "--method", "ria", "--calibration", text_file, *arguments, "-o", tmp_path / "out"
+    )
     assert (ran.code, line in ran.err) == (2, True)
     assert not (tmp_path / "out").exists()

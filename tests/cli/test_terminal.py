@@ -9,17 +9,15 @@ from eggs_ptp.cli import terminal
 from eggs_ptp.engine.event import Event
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.418, "0.42 s"), (12.3, "12 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
-)
-def test_seconds(seconds, text):
-    assert terminal.seconds_text(seconds) == text
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock(0.0, 60.0)`: the times that the terminal module reads, one after the other."""
 
+    def set_times(*times):
+        remaining = iter(times)
+        monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(remaining))
 
-@pytest.mark.parametrize(("count", "text"), [(812_300_000, "812 MB"), (1_440_000_000, "1.4 GB")])
-def test_bytes(count, text):
-    assert terminal.bytes_text(count) == text
+    return set_times
 
 
 def test_json_is_one_document_without_nan(capsys):
@@ -27,19 +25,19 @@ def test_json_is_one_document_without_nan(capsys):
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None, [None, "x"]], "2": None}
 
 
-def test_tables_keep_brackets_and_long_names_where_nobody_watches(capsys):
+def test_tables_keep_brackets_and_long_names_where_there_is_no_terminal(capsys):
     name = "model.layers.0-31.self_attn." + "q" * 80
-    terminal.table(("name", ">count"), [(name, "32"), ("[bold]x[/bold]", "1")])
+    terminal.print_table(("name", ">count"), [(name, "32"), ("[bold]x[/bold]", "1")])
     out = capsys.readouterr().out
     assert name in out
     assert "[bold]x[/bold]" in out
-    terminal.line("word " * 100)
+    terminal.print_line("word " * 100)
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_progress_is_a_line_a_block_where_there_is_no_terminal(capsys):
+def test_progress_is_a_line_per_block_where_there_is_no_terminal(capsys):
     with terminal.Progress("prune", quiet=False) as progress:
-        progress.listen(Event("stage", 0, 2, "observe"))
+        progress.listen(Event("stage", 0, 2, "statistics"))
         progress.listen(Event("matrix", 0, 2, "prune", {}))
         progress.listen(Event("block", 1, 2))
         progress.listen(Event("block", 2, 2))
@@ -47,43 +45,41 @@ def test_progress_is_a_line_a_block_where_there_is_no_terminal(capsys):
     assert out == ""
     first, last = err.splitlines()
     assert first.startswith("prune: 1/2, ")
-    assert " s left, " in first
+    assert " left, " in first
     assert last.startswith("prune: 2/2, ")
     assert "left" not in last
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(terminal, "console", lambda stderr=False: Console(file=screen, force_terminal=True, width=100))
+    monkeypatch.setattr(terminal, "console", lambda stderr=False: Console(file=screen, force_terminal=True, width=120))
     with terminal.Progress("prune", quiet=False) as progress:
         progress.listen(Event("block", 1, 2))
-        progress.listen(Event("stage", 1, 2, "observe"))
-        progress._bar.refresh()
-    assert "prune: block 2, observe" in screen.getvalue()
+        progress.listen(Event("stage", 1, 2, "statistics"))
+        assert progress.is_bar
+    assert "prune: block 2, statistics" in screen.getvalue()
     assert "1/2" in screen.getvalue()
     assert "left" in screen.getvalue()
 
 
-def test_blocks_of_an_earlier_process_do_not_shorten_the_estimate(monkeypatch):
-    now = iter([0.0, 0.0, 60.0, 60.0])
-    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(now))
+def test_blocks_of_an_earlier_process_do_not_shorten_the_estimate(clock):
+    clock(0.0, 0.0, 60.0, 60.0)
     progress = terminal.Progress("prune", quiet=True)
     progress.__enter__()
-    progress.listen(Event("remark", 40, 80, "Going on behind block 40 of 80"))
+    progress.listen(Event("remark", 40, 80, "Resuming after block 40 of 80"))
     progress.listen(Event("block", 41, 80))
-    assert progress._costs()[0] == "39 min 00 s left"
+    assert progress.time_left() == "39 minutes left"
 
 
-def test_quiet_progress_says_nothing(capsys):
+def test_quiet_progress_prints_nothing(capsys):
     with terminal.Progress("prune", quiet=True) as progress:
         progress.listen(Event("block", 1, 2))
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_estimate_counts_down_within_a_block(monkeypatch):
-    now = iter([0.0, 0.0, 10.0, 10.0, 25.0, 45.0])
-    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(now))
+def test_the_estimate_counts_down_within_a_block(clock):
+    clock(0.0, 0.0, 10.0, 10.0, 25.0, 45.0)
     progress = terminal.Progress("prune", quiet=True)
     progress.__enter__()
     progress.count(1, 4)
-    assert [progress._costs()[0] for _ in range(3)] == ["30 s left", "15 s left", "0.00 s left"]
+    assert [progress.time_left() for _ in range(3)] == ["30 seconds left", "15 seconds left", "0 seconds left"]

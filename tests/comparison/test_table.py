@@ -5,10 +5,10 @@ import io
 
 import pytest
 
-from eggs_ptp.comparison.result import Comparison, Entry
+from eggs_ptp.comparison.result import CellSummary, Comparison
 from eggs_ptp.comparison.table import comma_separated, markdown, text_rows
 
-FOUND = Comparison(
+COMPARISON = Comparison(
     model="models/small",
     title="A table",
     heads=("method", "group"),
@@ -19,19 +19,19 @@ FOUND = Comparison(
         (("wanda", "row"), "0.5"): [{"perplexity": value, "seed": seed} for seed, value in enumerate((12, 13, 17))],
         (("wanda", "row"), "2:4"): [{"perplexity": 20.125, "seed": 0}],
     },
-    left_out={(("a|b", "-"), "0.5"): "a|b - at 0.5: is not defined"},
+    undefined={(("a|b", "-"), "0.5"): "a|b - at 0.5: is not defined"},
     failed={(("a|b", "-"), "2:4"): "a|b - at 2:4, seed 0 failed: why"},
 )
 
 
-def test_an_entry_is_mean_and_deviation_over_seeds_and_the_difference_to_dense():
-    assert FOUND.entry(("wanda", "row"), "0.5") == Entry(14.0, pytest.approx(7**0.5), 3, 4.0)
-    assert FOUND.entry(("wanda", "row"), "2:4") == Entry(20.125, None, 1, 10.125)
-    assert FOUND.entry(("a|b", "-"), "0.5") is None
+def test_a_summary_has_mean_and_deviation_over_seeds_and_the_difference_to_dense():
+    assert COMPARISON.summary(("wanda", "row"), "0.5") == CellSummary(14.0, pytest.approx(7**0.5), 3, 4.0)
+    assert COMPARISON.summary(("wanda", "row"), "2:4") == CellSummary(20.125, None, 1, 10.125)
+    assert COMPARISON.summary(("a|b", "-"), "0.5") is None
 
 
-def test_text_has_dense_first_and_says_what_is_missing():
-    assert text_rows(FOUND) == [
+def test_text_has_the_dense_model_first_and_marks_missing_cells():
+    assert text_rows(COMPARISON) == [
         ["dense", "-", "10.00", "10.00"],
         ["wanda", "row", "14.00 ± 2.65 (+4.00)", "20.12 (+10.12)"],
         ["a|b", "-", "-", "failed"],
@@ -39,7 +39,7 @@ def test_text_has_dense_first_and_says_what_is_missing():
 
 
 def test_markdown_is_a_table_with_remarks():
-    assert markdown(FOUND).splitlines() == [
+    assert markdown(COMPARISON).splitlines() == [
         "A table",
         "",
         "| method | group | 0.5 | 2:4 |",
@@ -54,10 +54,10 @@ def test_markdown_is_a_table_with_remarks():
 
 
 def test_csv_has_a_line_a_cell():
-    rows = list(csv.DictReader(io.StringIO(comma_separated(FOUND))))
+    rows = list(csv.DictReader(io.StringIO(comma_separated(COMPARISON))))
     assert [(row["method"], row["group"], row["column"]) for row in rows] == [
         ("dense", "-", ""),
-        *((*labels, column) for labels in FOUND.rows for column in FOUND.columns),
+        *((*labels, column) for labels in COMPARISON.rows for column in COMPARISON.columns),
     ]
     assert rows[1] == {
         "method": "wanda",
@@ -70,12 +70,12 @@ def test_csv_has_a_line_a_cell():
         "remark": "",
     }
     assert (rows[2]["sd"], rows[3]["perplexity"], rows[3]["seeds"]) == ("", "", "0")
-    assert [row["remark"] for row in rows[3:]] == [*FOUND.left_out.values(), *FOUND.failed.values()]
+    assert [row["remark"] for row in rows[3:]] == [*COMPARISON.undefined.values(), *COMPARISON.failed.values()]
 
 
 def test_plain_data_has_the_table_and_the_records():
-    found = FOUND.to_dict()
-    assert found["table"][0] == {
+    data = COMPARISON.to_dict()
+    assert data["table"][0] == {
         "row": ["wanda", "row"],
         "column": "0.5",
         "perplexity": 14.0,
@@ -84,7 +84,7 @@ def test_plain_data_has_the_table_and_the_records():
         "difference": 4.0,
         "remark": "",
     }
-    assert found["table"][3]["perplexity"] is None
-    assert [record["perplexity"] for record in found["records"]] == [12, 13, 17, 20.125]
-    assert found["records"][3] == {"row": ["wanda", "row"], "column": "2:4", "perplexity": 20.125, "seed": 0}
-    assert (found["model"], found["heads"], found["columns"]) == ("models/small", ["method", "group"], ["0.5", "2:4"])
+    assert data["table"][3]["perplexity"] is None
+    assert [record["perplexity"] for record in data["records"]] == [12, 13, 17, 20.125]
+    assert data["records"][3] == {"row": ["wanda", "row"], "column": "2:4", "perplexity": 20.125, "seed": 0}
+    assert (data["model"], data["heads"], data["columns"]) == ("models/small", ["method", "group"], ["0.5", "2:4"])

@@ -1,6 +1,7 @@
-"""The demo text: what it holds, how it splits, what happens when it is missing; and the demo model's folder."""
+"""The built-in text: its content, its splits, and missing sources; and the folder of the built-in model."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -44,10 +45,10 @@ def test_no_paragraph_is_in_two_splits_or_twice_in_one(texts: dict[str, list[str
     assert len(set(everything)) == len(everything)
 
 
-def test_every_paragraph_is_in_the_split_of_its_own_text(texts: dict[str, list[str]]) -> None:
+def test_every_paragraph_is_in_the_split_that_its_text_determines(texts: dict[str, list[str]]) -> None:
     for split in SPLITS:
-        found = {corpus.split_of(paragraph) for text in texts[split] for paragraph in text.split("\n\n")}
-        assert found == {split}
+        splits = {corpus.split_of(paragraph) for text in texts[split] for paragraph in text.split("\n\n")}
+        assert splits == {split}
 
 
 @pytest.mark.parametrize("variant", ["RETURN the value\n of this key.", "  return the   value of this key  "])
@@ -57,12 +58,12 @@ def test_case_space_and_punctuation_do_not_move_a_paragraph_to_another_split(var
 
 
 def test_the_split_does_not_change_between_releases() -> None:
-    # The shipped model was trained with exactly this rule: another one would put its text in evaluation.
+    # The shipped model was trained with this rule; another one would move its training text to evaluation.
     assigned = [corpus.split_of(f"paragraph number {number}") for number in range(12)]
     assert "".join(split[0] for split in assigned) == "ttcettttttct"
 
 
-def test_a_source_added_for_training_moves_nothing_between_splits(texts: dict[str, list[str]]) -> None:
+def test_an_additional_training_source_moves_no_paragraph_between_splits(texts: dict[str, list[str]]) -> None:
     train = set(normalised(corpus.documents("train", sources=(*corpus.RUNTIME_SOURCES, "numpy"))))
     assert train > set(normalised(texts["train"]))
     assert train.isdisjoint(normalised(texts["evaluation"]) + normalised(texts["calibration"]))
@@ -95,7 +96,7 @@ def test_reading_the_corpus_does_not_load_torch() -> None:
 # --- paragraphs -----------------------------------------------------------------------------------
 
 
-def test_prose_is_kept_and_unwrapped() -> None:
+def test_prose_is_unwrapped() -> None:
     text = """Return the value of the key if it is
         in the dictionary, and the default otherwise.
 
@@ -107,7 +108,7 @@ def test_prose_is_kept_and_unwrapped() -> None:
     ]
 
 
-def test_markup_is_dropped_and_list_items_keep_their_lines() -> None:
+def test_markup_is_removed_and_list_items_keep_their_lines() -> None:
     text = "The result of :func:`os.path.join` is a ``str`` that\n- is the first of the items, or\n- is an `Error`."
     assert list(corpus.paragraphs(text)) == [
         "The result of os.path.join is a str that\n- is the first of the items, or\n- is an Error."
@@ -115,7 +116,7 @@ def test_markup_is_dropped_and_list_items_keep_their_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "junk",
+    "text",
     [
         ">>> a = 1  # the one and only of the values that are used here",
         "def f(x):\n    return x if x is not None and the or a of in to",
@@ -126,58 +127,60 @@ def test_markup_is_dropped_and_list_items_keep_their_lines() -> None:
         "a = [0.5, 0.25, 1e-3]; b = {1: (2, 3)}; c[0] @ d % of the = is in 12345 == 67890 / 3",
     ],
 )
-def test_code_tables_grammar_and_fragments_are_dropped(junk: str) -> None:
-    assert list(corpus.paragraphs(junk)) == []
+def test_code_tables_grammar_and_fragments_are_dropped(text: str) -> None:
+    assert list(corpus.paragraphs(text)) == []
 
 
 # --- missing texts --------------------------------------------------------------------------------
 
 
-def one_line(error: pytest.ExceptionInfo[CalibrationError]) -> str:
+def message_of(error: pytest.ExceptionInfo[CalibrationError]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
 
 
 @pytest.mark.usefixtures("uncached")
-def test_a_missing_topics_module_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_topics_module_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(CalibrationError) as error:
         corpus.documents("calibration")
-    assert "pydoc_data.topics" in one_line(error)
+    assert "pydoc_data.topics" in message_of(error)
 
 
 @pytest.mark.usefixtures("uncached")
-def test_a_standard_library_without_sources_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_standard_library_without_sources_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(corpus, "_stdlib_folder", lambda: tmp_path)
     with pytest.raises(CalibrationError) as error:
         corpus.documents("evaluation")
-    assert "standard library" in one_line(error)
+    assert "standard library" in message_of(error)
     assert str(tmp_path) in str(error.value)
 
 
 @pytest.mark.usefixtures("uncached")
-def test_sources_without_english_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sources_without_english_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bare.py").write_text("x = 1\n")
     monkeypatch.setattr(corpus, "_stdlib_folder", lambda: tmp_path)
     with pytest.raises(CalibrationError) as error:
         corpus.documents("evaluation")
-    assert "no English paragraph" in one_line(error)
+    assert "no English paragraph" in message_of(error)
 
 
 @pytest.mark.usefixtures("uncached")
-def test_a_source_that_cannot_be_read_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_read_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere.py")
     monkeypatch.setattr(corpus, "_stdlib_folder", lambda: tmp_path)
     with pytest.raises(CalibrationError) as error:
         corpus.documents("evaluation")
-    assert "dangling.py" in one_line(error)
+    assert "dangling.py" in message_of(error)
 
 
-def test_an_unknown_package_is_one_clear_line() -> None:
+def test_an_unknown_package_is_reported_in_one_line() -> None:
     with pytest.raises(CalibrationError) as error:
         corpus.documents("train", sources=("no_such_package_here",))
-    assert "no_such_package_here" in one_line(error)
+    assert "no_such_package_here" in message_of(error)
 
 
 @pytest.mark.usefixtures("uncached")
@@ -190,8 +193,8 @@ def test_test_suites_and_installed_packages_are_not_the_standard_library(
         (tmp_path / folder / "module.py").write_text(f'"""{sentence}"""\n')
     (tmp_path / "broken.py").write_text("def (:\n")
     monkeypatch.setattr(corpus, "_stdlib_folder", lambda: tmp_path)
-    found = [text for split in SPLITS for text in corpus.documents(split, sources=(corpus.STDLIB,))]
-    assert found == ["This is the text of a module that was found in . for the test."]
+    documents = [text for split in SPLITS for text in corpus.documents(split, sources=(corpus.STDLIB,))]
+    assert documents == ["This is the text of a module that was found in . for the test."]
 
 
 @pytest.mark.usefixtures("uncached")
@@ -214,7 +217,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
-def test_there_is_text_enough_to_calibrate_and_to_measure(texts: dict[str, list[str]], tokenizer: Tokenizer) -> None:
+def test_the_texts_are_long_enough_for_calibration_and_evaluation(
+    texts: dict[str, list[str]], tokenizer: Tokenizer
+) -> None:
     calibration = len(tokenizer.encode("\n\n".join(texts["calibration"])).ids)
     evaluation = len(tokenizer.encode("\n\n".join(texts["evaluation"])).ids)
     assert calibration >= 128 * 256
@@ -237,7 +242,7 @@ def test_the_model_is_a_small_grouped_query_llama() -> None:
     assert config["dtype"] == "bfloat16"
 
 
-def test_the_weights_are_what_is_claimed(tokenizer: Tokenizer) -> None:
+def test_the_weights_have_the_expected_size_and_type(tokenizer: Tokenizer) -> None:
     config = json.loads((MODEL / "config.json").read_text())
     files = list(MODEL.glob("*.safetensors"))
     assert [file.name for file in files] == ["model.safetensors"]
@@ -245,19 +250,17 @@ def test_the_weights_are_what_is_claimed(tokenizer: Tokenizer) -> None:
     parameters = 0
     with safe_open(files[0], framework="numpy") as weights:
         for name in weights.keys():  # noqa: SIM118 (not a mapping)
-            part = weights.get_slice(name)
-            assert part.get_dtype() == "BF16", name
-            size = 1
-            for width in part.get_shape():
-                assert width % 16 == 0, name
-                size *= width
-            parameters += size
+            tensor = weights.get_slice(name)
+            assert tensor.get_dtype() == "BF16", name
+            shape = tensor.get_shape()
+            assert all(size % 16 == 0 for size in shape), name
+            parameters += math.prod(shape)
         assert weights.get_slice("model.embed_tokens.weight").get_shape()[0] == config["vocab_size"]
     assert 700_000 <= parameters <= 8_000_000
     assert tokenizer.get_vocab_size() == config["vocab_size"]
 
 
-def test_the_training_log_reports_a_model_that_pruning_hurts() -> None:
+def test_the_training_log_reports_a_model_that_pruning_damages() -> None:
     log = json.loads((MODEL / "training.json").read_text())
     dense, pruned = log["held_out_perplexity"], log["held_out_perplexity_2_4_magnitude"]
     assert 1 < dense < 60

@@ -1,4 +1,4 @@
-"""What fuzzing has found worth keeping, read again; fuzz/README.md says how it came about."""
+"""The corpus of the fuzzer, replayed; see fuzz/README.md."""
 
 from pathlib import Path
 
@@ -22,31 +22,31 @@ def test_every_input_is_read_or_refused_in_one_line(case, tmp_path):
     kinds = set()
     for path in CORPUS:
         case.write(path.read_bytes(), tmp_path / "model")
-        for words in case.read_all(tmp_path / "model"):
-            assert len(words) > 20, path.name
-            kinds.add(words.partition(":")[0])
+        for message in case.read_all(tmp_path / "model"):
+            assert len(message) > 20, path.name
+            kinds.add(message.partition(":")[0])
     assert kinds >= {"ModelError", "CheckpointError", "NumericsError", "PatternError"}
 
 
-def test_seeds_are_what_they_seem(case, tmp_path):
-    """Each is read as a whole but for what it lacks: a record, or masks."""
+def test_seeds_are_valid_folders(case, tmp_path):
+    """Each is read without errors, except for missing records and masks."""
     from seeds import seeds
 
-    found = dict(seeds())
-    assert {name.partition("-")[0] for name in found} == {"dense", "record", "masks", "index", "packed"}
-    for name, content in found.items():
+    inputs = dict(seeds())
+    assert {name.partition("-")[0] for name in inputs} == {"dense", "record", "masks", "index", "packed"}
+    for name, content in inputs.items():
         case.write(content, tmp_path / "model")
-        words = [text for text in case.read_all(tmp_path / "model") if "mask file" not in text]
+        messages = [message for message in case.read_all(tmp_path / "model") if "mask file" not in message]
         if name.startswith(("record", "packed")):
-            assert words == [], name
+            assert messages == [], name
         elif name != "masks":
-            assert [text for text in words if "no eggs.json says what to expect" not in text] == [], name
+            assert [message for message in messages if "no eggs.json says what to expect" not in message] == [], name
 
 
-def test_a_fault_that_is_not_ours_comes_through(case, tmp_path, monkeypatch):
+def test_exceptions_of_other_kinds_are_not_caught(case, tmp_path, monkeypatch):
     def broken(_):
         raise KeyError("x")
 
-    monkeypatch.setattr(case, "_config", broken)
+    monkeypatch.setattr(case, "read_config_file", broken)
     with pytest.raises(KeyError):
         list(case.read_all(tmp_path))

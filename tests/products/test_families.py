@@ -1,4 +1,4 @@
-"""The whole product on tiny models: every method, family and pattern, up to a folder that plain transformers loads."""
+"""The whole product on tiny models: every method, family and pattern, up to a folder that transformers loads."""
 
 import hashlib
 import json
@@ -28,10 +28,10 @@ SOURCES = {
 PATTERNS = ["4:8", "1:4", "0.5"]
 
 
-def serves(method, pattern):
+def supports(method, pattern):
     """Whether every step of a method is defined for this kind of pattern."""
-    kinds = [step.patterns for step in METHODS[method].bind().steps.values()]
-    return all(kind is None or isinstance(parse_pattern(pattern), kind) for kind in kinds)
+    pattern_types = [step.patterns for step in METHODS[method].bind().steps.values()]
+    return all(types is None or isinstance(parse_pattern(pattern), types) for types in pattern_types)
 
 
 def recipe(text, **changes):
@@ -39,7 +39,7 @@ def recipe(text, **changes):
 
 
 def read(folder):
-    """Every tensor of a folder, by the library's own reader."""
+    """Return all tensors of a folder, read by the safetensors library."""
     tensors = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
@@ -47,81 +47,82 @@ def read(folder):
     return tensors
 
 
-def kept_counts(kept, pattern, method):
-    """Weights kept in every comparison group (or in all), and how many there should be."""
+def kept_counts(mask, pattern, method):
+    """Return the number of weights kept in every comparison group, and the expected number."""
     if isinstance(pattern, Pattern):
-        return kept.view(len(kept), -1, pattern.group).sum(-1), pattern.keep
+        return mask.view(len(mask), -1, pattern.group).sum(-1), pattern.keep
     select = METHODS[method].bind().steps.get("select")
-    if select and select.name == "cumulative":  # comes as near as it can, whatever the comparison group
-        return (kept.float().mean() - 0.5).abs() < 0.01, True
+    if select and select.name == "cumulative":  # its count is approximate, in any comparison group
+        return (mask.float().mean() - 0.5).abs() < 0.01, True
     if select and select.options.get("group") == "row":
-        return kept.sum(1), kept.shape[1] // 2
-    return kept.sum(), kept.numel() // 2
+        return mask.sum(1), mask.shape[1] // 2
+    return mask.sum(), mask.numel() // 2
 
 
 def check(source, output, method, pattern):
-    """Everything that must hold for a pruned folder, by means that have nothing to do with how it was made."""
-    before, after = read(source), read(output)
-    orders = read(output / "eggs") if (output / "eggs").exists() else {}
+    """Check everything that must hold for a pruned folder, independently of the code that wrote it."""
+    before = read(source)
+    after = read(output)
+    permutations = read(output / "eggs") if (output / "eggs").exists() else {}
     assert before.keys() == after.keys()
     pruned = {name for name in before if name.endswith("proj.weight")}
     assert len(pruned) == 14
     blocks = [f"model.layers.{index}.{space}" for index in (0, 1) for space in ("heads", "mlp")]
-    assert orders.keys() == ({"residual", *blocks} if "permute" in METHODS[method].steps else set())
+    assert permutations.keys() == ({"residual", *blocks} if "permute" in METHODS[method].steps else set())
     for name, dense in before.items():
         weight = after[name]
         assert weight.dtype == dense.dtype
-        if name in pruned:  # in the very columns that it is stored in
-            found, wanted = kept_counts(weight != 0, pattern, method)
-            assert (found == wanted).all(), name
+        if name in pruned:  # in the columns as stored
+            counts, expected = kept_counts(weight != 0, pattern, method)
+            assert (counts == expected).all(), name
             assert not torch.signbit(weight[weight == 0]).any()
-        weight = unfolded(name, weight, orders)
+        weight = unfolded(name, weight, permutations)
         if name not in pruned:
             assert torch.equal(weight, dense), name
         elif "update" not in METHODS[method].steps:
             assert torch.equal(weight[weight != 0], dense[weight != 0])
 
 
-WRITES = {"o": "residual", "down": "residual", "v": "heads", "gate": "mlp", "up": "mlp"}
-READS = {"o": "heads", "down": "mlp"}
+OUTPUT_SPACES = {"o": "residual", "down": "residual", "v": "heads", "gate": "mlp", "up": "mlp"}
+INPUT_SPACES = {"o": "heads", "down": "mlp"}
 
 
-def unfolded(name, weight, orders):
-    """A tensor of a folded Llama in the order of the model it was made from, written out."""
-    if not orders:
+def unfolded(name, weight, permutations):
+    """Return a tensor of a folded Llama in the channel order of the source, computed step by step."""
+    if not permutations:
         return weight
     block, _, path = name.removeprefix("model.layers.").partition(".")
     kind = path.split(".")[1].removesuffix("_proj") if "proj" in path else None
     if "q_norm" in name or "k_norm" in name or (path.endswith("bias") and kind in "qk"):
         return weight
     inner = f"model.layers.{block}."
-    rows = WRITES.get(kind, "" if kind else None)
+    rows = OUTPUT_SPACES.get(kind, "" if kind else None)
     rows = {"residual": "residual", "": "", None: ""}.get(rows, f"{inner}{rows}")
-    columns = f"{inner}{READS[kind]}" if kind in READS else "residual"
+    columns = f"{inner}{INPUT_SPACES[kind]}" if kind in INPUT_SPACES else "residual"
     result = weight.clone()
     if weight.dim() == 1:
-        result[orders[rows or "residual"].long()] = weight
+        result[permutations[rows or "residual"].long()] = weight
         return result
-    order = orders[columns].long()
+    permutation = permutations[columns].long()
     if kind == "o":  # 4 query heads of 8 on 2 key/value heads
-        order = torch.cat([order[head // 2 * 8 : head // 2 * 8 + 8] % 8 + head * 8 for head in range(4)])
-    result[:, order] = weight
+        permutation = torch.cat([permutation[head // 2 * 8 : head // 2 * 8 + 8] % 8 + head * 8 for head in range(4)])
+    result[:, permutation] = weight
     if rows:
         weight = result.clone()
-        result[orders[rows].long()] = weight
+        result[permutations[rows].long()] = weight
     return result
 
 
 def check_runs(output, tensors):
-    """Plain transformers loads the folder, with these tensors, and writes with it."""
+    """Check that transformers loads the folder with these tensors, and generates."""
     model = AutoModelForCausalLM.from_pretrained(output).eval()
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     tied = model.config.tie_word_embeddings
     assert torch.equal(loaded["lm_head.weight"], loaded["model.embed_tokens.weight"]) == tied
     prompt = AutoTokenizer.from_pretrained(output)("Line 3", return_tensors="pt")
-    written = model.generate(**prompt, max_new_tokens=4, do_sample=False, pad_token_id=257)
-    assert written.shape[1] > prompt["input_ids"].shape[1]
+    generated = model.generate(**prompt, max_new_tokens=4, do_sample=False, pad_token_id=257)
+    assert generated.shape[1] > prompt["input_ids"].shape[1]
 
 
 def prune_and_check(source, text, output, method, pattern):
@@ -135,7 +136,7 @@ def prune_and_check(source, text, output, method, pattern):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_prunes_every_family(tiny, text_file, tmp_path, method, family):
     model_type, source = family
-    pattern = "2:4" if serves(method, "2:4") else "0.5"
+    pattern = "2:4" if supports(method, "2:4") else "0.5"
     prune_and_check(tiny(model_type, **SOURCES[source]), text_file, tmp_path / "out", method, pattern)
 
 
@@ -147,28 +148,30 @@ def test_every_kind_of_checkpoint_is_pruned(tiny, text_file, tmp_path, model_typ
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_serves_every_pattern_or_refuses_it(tiny, text_file, tmp_path, method, pattern):
-    if serves(method, pattern):
+def test_every_method_supports_every_pattern_or_refuses_it(tiny, text_file, tmp_path, method, pattern):
+    if supports(method, pattern):
         prune_and_check(tiny(), text_file, tmp_path / "out", method, pattern)
         return
-    wanted = "an N:M pattern such as 2:4" if pattern == "0.5" else "a sparsity such as 0.5"
-    told = re.escape(f"of method '{method}' needs {wanted}, not {pattern}")
-    with pytest.raises(PatternError, match=f"q_proj: .* {told}"):
+    expected = "an N:M pattern such as 2:4" if pattern == "0.5" else "a sparsity such as 0.5"
+    message = re.escape(f"of method '{method}' needs {expected}, not {pattern}")
+    with pytest.raises(PatternError, match=f"q_proj: .* {message}"):
         api.prune(str(tiny()), tmp_path / "out", recipe(text_file, method=method, pattern=pattern))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_methods_of_every_kind_are_walked():
-    kinds = {(serves(method, "2:4"), serves(method, "0.5")) for method in METHODS}
+def test_there_are_methods_of_both_kinds():
+    kinds = {(supports(method, "2:4"), supports(method, "0.5")) for method in METHODS}
     assert {(True, True), (True, False)} <= kinds
     assert (False, False) not in kinds
 
 
-@pytest.mark.parametrize("share", ["readers", "matrix"])
+@pytest.mark.parametrize("share", ["consumers", "matrix"])
 def test_eggs_without_blocks_is_ria_with_the_same_permutation(tiny, text_file, tmp_path, share):
-    settings = {"share": share, "orders": "fold" if share == "readers" else "gather"}
-    none = recipe(text_file, method="eggs_paper", steps={"select": {"B": 0}, "permute": {"assign": True}}, **settings)
-    api.prune(str(tiny()), tmp_path / "eggs", none)
+    settings = {"share": share, "permutation": "fold" if share == "consumers" else "gather"}
+    without_blocks = recipe(
+        text_file, method="eggs_paper", steps={"select": {"B": 0}, "permute": {"assign": True}}, **settings
+    )
+    api.prune(str(tiny()), tmp_path / "eggs", without_blocks)
     api.prune(str(tiny()), tmp_path / "ria_cp", recipe(text_file, method="ria_cp", **settings))
     for file in ("model.safetensors", "eggs/orders.safetensors"):
         assert (tmp_path / "eggs" / file).read_bytes() == (tmp_path / "ria_cp" / file).read_bytes()
@@ -193,33 +196,33 @@ def logits(folder):
 
 @pytest.mark.parametrize("source", ["untied-float32", "tied-bfloat16"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_folded_model_computes_what_the_same_one_unfolded_does(tiny, text_file, tmp_path, model_type, source):
+def test_a_folded_model_computes_the_same_as_unfolded(tiny, text_file, tmp_path, model_type, source):
     folder = tiny(model_type, **SOURCES[source])
     api.prune(str(folder), tmp_path / "out", recipe(text_file, method="eggs"))
-    orders = read(tmp_path / "out" / "eggs")
+    permutations = read(tmp_path / "out" / "eggs")
     copy = shutil.copytree(tmp_path / "out", tmp_path / "unfolded")
-    tensors = {name: unfolded(name, tensor, orders) for name, tensor in read(copy).items()}
+    tensors = {name: unfolded(name, tensor, permutations) for name, tensor in read(copy).items()}
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     torch.testing.assert_close(logits(tmp_path / "out"), logits(copy), rtol=1e-4, atol=1e-4)
     assert (logits(copy) - logits(folder)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("orders", ["gather", "mask"])
-def test_orders_that_are_not_folded_leave_the_source_where_it_was(tiny, text_file, tmp_path, orders):
-    api.prune(str(tiny()), tmp_path / "out", recipe(text_file, method="ria_cp", orders=orders))
+@pytest.mark.parametrize("permutation", ["gather", "mask"])
+def test_permutations_that_are_not_folded_leave_weights_in_the_source_order(tiny, text_file, tmp_path, permutation):
+    api.prune(str(tiny()), tmp_path / "out", recipe(text_file, method="ria_cp", permutation=permutation))
     assert api.verify(tmp_path / "out", str(tiny())).ok
     before, after, stored = read(tiny()), read(tmp_path / "out"), read(tmp_path / "out" / "eggs")
-    assert json.loads((tmp_path / "out" / "eggs.json").read_text())["orders"] == orders
+    assert json.loads((tmp_path / "out" / "eggs.json").read_text())["orders"] == permutation
     assert len(stored) == 14
     for name, dense in before.items():
         weight = after[name]
         assert torch.equal(weight[weight != 0], dense[weight != 0])
         if name.removesuffix(".weight") in stored:
-            order = stored[name.removesuffix(".weight")].long()
-            assert ((weight[:, order] != 0).view(len(weight), -1, 4).sum(-1) == 2).all()
+            columns = stored[name.removesuffix(".weight")].long()
+            assert ((weight[:, columns] != 0).view(len(weight), -1, 4).sum(-1) == 2).all()
 
 
-def test_orders_of_different_patterns_and_methods_are_folded_together(tiny, text_file, tmp_path):
+def test_permutations_of_different_patterns_and_methods_are_folded_together(tiny, text_file, tmp_path):
     targets = (
         {"match": "*.q_proj", "pattern": "1:4"},
         {"match": "*.0.mlp.*", "pattern": "4:8"},
@@ -233,8 +236,8 @@ def test_orders_of_different_patterns_and_methods_are_folded_together(tiny, text
         assert matrix["in_order"] == matrix["permuted"] == (matrix["pattern"] != "0.5")
         if matrix["in_order"]:
             pattern = parse_pattern(matrix["pattern"])
-            kept = after[f"{matrix['name']}.weight"] != 0
-            assert (kept.view(len(kept), -1, pattern.group).sum(-1) == pattern.keep).all()
+            mask = after[f"{matrix['name']}.weight"] != 0
+            assert (mask.view(len(mask), -1, pattern.group).sum(-1) == pattern.keep).all()
 
 
 def test_magnitude_needs_no_text(tiny, tmp_path):
@@ -243,8 +246,8 @@ def test_magnitude_needs_no_text(tiny, tmp_path):
     assert api.verify(tmp_path / "out", str(tiny())).ok
 
 
-def test_what_is_left_out_stays_dense_and_rules_give_each_matrix_its_own(tiny, text_file, tmp_path):
-    asked = recipe(
+def test_excluded_matrices_stay_dense_and_target_rules_apply(tiny, text_file, tmp_path):
+    settings = recipe(
         text_file,
         method="eggs_paper",
         exclude=("*.layers.0.*",),
@@ -253,9 +256,9 @@ def test_what_is_left_out_stays_dense_and_rules_give_each_matrix_its_own(tiny, t
             {"match": "*.o_proj", "skip": True},
             {"match": "*.q_proj", "pattern": "1:4"},
         ),
-        orders="gather",
+        permutation="gather",
     )
-    api.prune(str(tiny()), tmp_path / "out", asked)
+    api.prune(str(tiny()), tmp_path / "out", settings)
     assert api.verify(tmp_path / "out", str(tiny())).ok
     before, after = read(tiny()), read(tmp_path / "out")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -270,11 +273,11 @@ def test_a_pruned_folder_can_be_pruned_again(tiny, text_file, tmp_path):
     api.prune(str(tmp_path / "first"), tmp_path / "second", recipe(text_file, method="wanda", pattern="1:4"))
     assert api.verify(tmp_path / "second", str(tmp_path / "first")).ok
     assert json.loads((tmp_path / "second" / "eggs.json").read_text())["recipe"]["pattern"] == "1:4"
-    kept = read(tmp_path / "second")["model.layers.0.mlp.up_proj.weight"] != 0
-    assert kept.float().mean() == 0.25
+    mask = read(tmp_path / "second")["model.layers.0.mlp.up_proj.weight"] != 0
+    assert mask.float().mean() == 0.25
 
 
-def test_a_folder_moved_elsewhere_is_still_what_it_says(tiny, text_file, tmp_path):
+def test_a_moved_folder_still_verifies(tiny, text_file, tmp_path):
     api.prune(str(tiny()), tmp_path / "out", recipe(text_file, method="eggs_paper"))
     moved = shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     assert api.verify(moved, str(tiny())).ok

@@ -1,4 +1,4 @@
-"""Magnitude, Wanda, RI and RIA against what their public code made of the golden layers."""
+"""Magnitude, Wanda, RI and RIA compared with the results of their public code on the golden layers."""
 
 import functools
 import sys
@@ -11,11 +11,11 @@ from golden import arrays, cases, layer, needs_golden, parameters
 from torch import Tensor
 from torch.testing import assert_close
 
-from eggs_ptp.core import order as orders
 from eggs_ptp.core.mask import keep_top, satisfies
 from eggs_ptp.core.pattern import Pattern, Unstructured
+from eggs_ptp.core.permutation import check_permutation, identity, invert, take_columns
 from eggs_ptp.core.stats import Moments
-from eggs_ptp.permute.deal import deal
+from eggs_ptp.permute.allocate import allocate
 from eggs_ptp.score.magnitude import magnitude
 from eggs_ptp.score.ri import ri
 from eggs_ptp.score.ria import ria
@@ -44,17 +44,17 @@ def norm_of(name: str) -> Tensor:
 
 
 def tokens_per_sample(case: dict[str, Any]) -> int:
-    """The public code divides sums of squares by samples, not tokens."""
+    """By which the public code's sums of squares differ: it divides them by samples, not tokens."""
     return layer(case["layer"])[1].shape[1]
 
 
 def name_of(case: dict[str, Any]) -> str:
-    """Our score's name: the public code's RI is an option of its RIA."""
+    """The name of the score here: the public code's RI is an option of its RIA."""
     return case["params"].get("score", case["method"])
 
 
 def score_of(case: dict[str, Any]) -> tuple[Tensor, float]:
-    """Our score, and the constant that it is short of against the public code's."""
+    """The score, and the constant factor between it and that of the public code."""
     weight, norm = layer(case["layer"])[0], norm_of(case["layer"])
     match name_of(case):
         case "magnitude":
@@ -78,11 +78,11 @@ def group_of(case: dict[str, Any]) -> str:
     return "row" if published_wanda or case["params"].get("per_output") else "layer"
 
 
-def order_of(case: dict[str, Any], score: Tensor) -> Tensor:
+def shared_permutation_of(case: dict[str, Any], score: Tensor) -> Tensor:
     params, pattern = case["params"], pattern_of(case)
     if not params.get("reallocation"):
-        return orders.identity(score.shape[1])
-    return deal(
+        return identity(score.shape[1])
+    return allocate(
         score,
         pattern,
         channel_score=CHANNEL_SCORE[params.get("importance_score")],
@@ -93,76 +93,83 @@ def order_of(case: dict[str, Any], score: Tensor) -> Tensor:
 
 
 def prune(case: dict[str, Any], count: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask in the weight's own columns, order, and score."""
+    """Return the mask in the weight's own columns, the permutation, and the score."""
     score, _ = score_of(case)
-    order = order_of(case, score)
+    permutation = shared_permutation_of(case, score)
     if case["params"].get("use_variant"):
-        return cumulative(score, pattern_of(case), original=count == "original").value, order, score
-    ordered = top(orders.take_columns(score, order), pattern_of(case), group=group_of(case), count=count)
-    return orders.take_columns(ordered, orders.invert(order)), order, score
+        return cumulative(score, pattern_of(case), original=count == "original").value, permutation, score
+    mask = top(take_columns(score, permutation), pattern_of(case), group=group_of(case), count=count)
+    return take_columns(mask, invert(permutation)), permutation, score
 
 
 @pytest.mark.parametrize("case", parameters(EXACT))
-def test_the_mask_and_order_are_those_of_the_public_code(case):
-    want = arrays(case)
-    mask, order, _ = prune(case, "original")
-    assert torch.equal(mask, ~want["mask"])
+def test_mask_and_permutation_equal_those_of_the_public_code(case):
+    expected = arrays(case)
+    mask, permutation, _ = prune(case, "original")
+    assert torch.equal(mask, ~expected["mask"])
     if case.get("perm_match") == "exact":
-        assert torch.equal(order.int(), want["perm"])
+        assert torch.equal(permutation.int(), expected["perm"])
 
 
 @pytest.mark.parametrize("case", parameters([c for c in EXACT if "score" in c["arrays"]]))
-def test_the_score_is_that_of_the_public_code(case):
-    want = arrays(case)
+def test_the_score_equals_that_of_the_public_code(case):
+    expected = arrays(case)
     score, constant = score_of(case)
-    assert_close(score * constant, want["score"], rtol=1e-4, atol=0.0)
-    if "scaler_row" in want:
-        assert_close(norm_of(case["layer"]).square() * tokens_per_sample(case), want["scaler_row"], rtol=1e-4, atol=0.0)
+    assert_close(score * constant, expected["score"], rtol=1e-4, atol=0.0)
+    if "scaler_row" in expected:
+        assert_close(
+            norm_of(case["layer"]).square() * tokens_per_sample(case), expected["scaler_row"], rtol=1e-4, atol=0.0
+        )
 
 
 @pytest.mark.parametrize("case", parameters([c for c in EXACT if "retained_final" in c["arrays"]]))
-def test_the_retained_scores_are_those_of_the_public_code(case):
-    want, pattern = arrays(case), pattern_of(case)
+def test_the_retained_scores_equal_those_of_the_public_code(case):
+    expected = arrays(case)
+    pattern = pattern_of(case)
     score, constant = score_of(case)
-    dealt = order_of({**case, "params": {**case["params"], "lsa": False}}, score)
-    for name, order in (
-        ("retained_plain", orders.identity(score.shape[1])),
-        ("retained_heuristic", dealt),
-        ("retained_final", order_of(case, score)),
+    allocated = shared_permutation_of({**case, "params": {**case["params"], "lsa": False}}, score)
+    for name, permutation in (
+        ("retained_plain", identity(score.shape[1])),
+        ("retained_heuristic", allocated),
+        ("retained_final", shared_permutation_of(case, score)),
     ):
-        ordered = orders.take_columns(score, order)
-        ours = (ordered * keep_top(ordered, pattern)).sum(dtype=torch.float64) * constant
-        assert_close(ours, want[name].double(), rtol=1e-5, atol=0.0)
+        permuted_score = take_columns(score, permutation)
+        retained = (permuted_score * keep_top(permuted_score, pattern)).sum(dtype=torch.float64) * constant
+        assert_close(retained, expected[name].double(), rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("case", parameters(OTHERS))
-def test_where_the_public_code_is_not_to_be_followed_the_lowest_go_and_counts_are_exact(case):
-    mask, order, score = prune(case, "exact")
-    pattern, width = pattern_of(case), score.shape[1]
-    orders.check(order, width, case["case"])
+def test_where_the_public_code_is_wrong_the_lowest_scores_are_pruned_and_counts_are_exact(case):
+    mask, permutation, score = prune(case, "exact")
+    pattern = pattern_of(case)
+    width = score.shape[1]
+    check_permutation(permutation, width, case["case"])
     assert torch.isfinite(score).all()
     if isinstance(pattern, Pattern):
-        compared, pruned = pattern.group, pattern.group - pattern.keep
-        assert satisfies(orders.take_columns(mask, order), pattern)
+        compared = pattern.group
+        pruned = pattern.group - pattern.keep
+        assert satisfies(take_columns(mask, permutation), pattern)
     else:
         compared = mask.numel() if group_of(case) == "layer" else width
         pruned = round(compared * pattern.sparsity)
-    keep = orders.take_columns(mask, order).reshape(-1, compared)
-    ordered = orders.take_columns(score, order).reshape(-1, compared)
+    keep = take_columns(mask, permutation).reshape(-1, compared)
+    permuted_score = take_columns(score, permutation).reshape(-1, compared)
     assert ((~keep).sum(1) == pruned).all()
-    # What the public code ranks highest by 0/0 is ranked lowest here.
-    assert (ordered.masked_fill(~keep, torch.inf).amin(1) >= ordered.masked_fill(keep, -torch.inf).amax(1)).all()
+    # Scores of 0/0, which the public code ranks highest, are ranked lowest here.
+    lowest_kept = permuted_score.masked_fill(~keep, torch.inf).amin(1)
+    highest_pruned = permuted_score.masked_fill(keep, -torch.inf).amax(1)
+    assert (lowest_kept >= highest_pruned).all()
 
 
 @needs_golden
-def test_number_of_exact_cases_matched():
+def test_all_exact_cases_match():
     matched = dict.fromkeys(COUNTS, 0)
     for case in EXACT:
-        want = arrays(case)
-        mask, order, _ = prune(case, "original")
-        same_order = case.get("perm_match") != "exact" or torch.equal(order.int(), want["perm"])
-        matched[name_of(case)] += torch.equal(mask, ~want["mask"]) and same_order
+        expected = arrays(case)
+        mask, permutation, _ = prune(case, "original")
+        same_permutation = case.get("perm_match") != "exact" or torch.equal(permutation.int(), expected["perm"])
+        matched[name_of(case)] += torch.equal(mask, ~expected["mask"]) and same_permutation
     total = Counter(map(name_of, EXACT))
-    found = ", ".join(f"{name} {count} of {total[name]}" for name, count in matched.items())
-    sys.stdout.write(f"exact golden cases matched: {found}, total {sum(matched.values())} of {len(EXACT)}\n")
+    counts = ", ".join(f"{name} {count} of {total[name]}" for name, count in matched.items())
+    sys.stdout.write(f"exact golden cases matched: {counts}, total {sum(matched.values())} of {len(EXACT)}\n")
     assert matched == total == COUNTS

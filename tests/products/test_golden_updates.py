@@ -1,4 +1,4 @@
-"""SparseGPT and DSnoT against what their public code made of the golden layers."""
+"""SparseGPT and DSnoT compared with the results of their public code on the golden layers."""
 
 import functools
 import sys
@@ -24,12 +24,12 @@ INPUT = ("input_mean", "input_var", "input_var_within", "input_norm")
 
 
 @functools.cache
-def statistic(name: str, wanted: str) -> Tensor:
-    calib = layer(name)[1]
-    moments = Moments(calib.shape[-1], frozenset({wanted}))
-    for sample in calib:
+def statistic_of(layer_name: str, statistic: str) -> Tensor:
+    calibration = layer(layer_name)[1]
+    moments = Moments(calibration.shape[-1], frozenset({statistic}))
+    for sample in calibration:
         moments.add(sample)
-    return moments.read(wanted, name)
+    return moments.read(statistic, layer_name)
 
 
 def tokens_per_sample(case: dict[str, Any]) -> int:
@@ -42,20 +42,21 @@ def pattern_of(case: dict[str, Any]) -> Pattern | Unstructured:
 
 
 def updated(case: dict[str, Any], *, original: bool) -> tuple[Tensor, Tensor]:
-    weight, gram = layer(case["layer"])[0], statistic(case["layer"], "gram")
+    weight, gram = layer(case["layer"])[0], statistic_of(case["layer"], "gram")
     return sparsegpt(weight, None, pattern_of(case), gram, original=original)
 
 
-def started(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def start_of(case: dict[str, Any]) -> tuple[Tensor, Tensor]:
     weight = layer(case["layer"])[0]
-    norm = statistic(case["layer"], "input_norm")
+    norm = statistic_of(case["layer"], "input_norm")
     score = magnitude(weight) if case["params"]["init"] == "magnitude" else wanda(weight, norm)
     return keep_top(score, pattern_of(case), count="original"), score
 
 
 def refined(case: dict[str, Any], **options: Any) -> Tensor:
-    params, (mask, score) = case["params"], started(case)
-    statistics = [statistic(case["layer"], name) for name in INPUT]
+    params = case["params"]
+    mask, score = start_of(case)
+    statistics = [statistic_of(case["layer"], name) for name in INPUT]
     return dsnot(
         mask,
         score,
@@ -73,81 +74,84 @@ def refined(case: dict[str, Any], **options: Any) -> Tensor:
 
 
 def error_of(case: dict[str, Any], mask: Tensor) -> Tensor:
-    mean = statistic(case["layer"], "input_mean") * tokens_per_sample(case)
+    mean = statistic_of(case["layer"], "input_mean") * tokens_per_sample(case)
     return (layer(case["layer"])[0] * mean).double().masked_fill(mask, 0.0).sum(1)
 
 
 @pytest.mark.parametrize("case", parameters(SPARSEGPT))
-def test_sparsegpt_chooses_and_updates_as_the_public_code(case):
-    want = arrays(case)
+def test_sparsegpt_equals_the_public_code(case):
+    expected = arrays(case)
     weight, mask = updated(case, original=True)
-    assert torch.equal(mask, ~want["mask"])
-    assert_close(weight, want["weight_after"], rtol=0.0, atol=1e-5)
+    assert torch.equal(mask, ~expected["mask"])
+    assert_close(weight, expected["weight_after"], rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", parameters(SPARSEGPT))
-def test_the_gram_is_the_hessian_of_the_public_code_but_for_its_constant(case):
-    hessian = statistic(case["layer"], "gram").diagonal() * 2 * tokens_per_sample(case)
+def test_the_gram_matrix_equals_the_hessian_of_the_public_code_up_to_a_constant(case):
+    hessian = statistic_of(case["layer"], "gram").diagonal() * 2 * tokens_per_sample(case)
     assert_close(hessian, arrays(case)["hessian_diag"], rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("case", parameters(SPARSEGPT))
-def test_sparsegpt_by_default_differs_only_in_the_count_and_in_channels_that_never_fired(case):
-    want = arrays(case)
+def test_sparsegpt_by_default_differs_only_in_the_count_and_in_silent_channels(case):
+    expected = arrays(case)
     weight, mask = updated(case, original=False)
     if isinstance(pattern_of(case), Pattern):
-        assert torch.equal(mask, ~want["mask"])
-        assert_close(weight, want["weight_after"], rtol=0.0, atol=1e-5)
+        assert torch.equal(mask, ~expected["mask"])
+        assert_close(weight, expected["weight_after"], rtol=0.0, atol=1e-5)
         return
-    assert int((~mask).sum()) == mask.numel() // 2 < int(want["mask"].sum())
-    silent = want["hessian_diag"] == 0
+    assert int((~mask).sum()) == mask.numel() // 2 < int(expected["mask"].sum())
+    silent = expected["hessian_diag"] == 0
     if silent.any():
         assert int(mask[:, ~silent].sum()) == mask[:, ~silent].numel() // 2
     else:
-        # One weight too many in the first block, and what follows from it in the others.
+        # One weight too many is pruned in the first block, which affects the others.
         first = slice(0, 128)
-        assert int((mask[:, first] != ~want["mask"][:, first]).sum()) == 1
-        assert float((mask != ~want["mask"]).float().mean()) < 1e-3
+        assert int((mask[:, first] != ~expected["mask"][:, first]).sum()) == 1
+        assert float((mask != ~expected["mask"]).float().mean()) < 1e-3
 
 
 @pytest.mark.parametrize("case", parameters(TIED))
 def test_among_equal_scores_sparsegpt_prunes_the_lower_column(case):
-    want, dense = arrays(case), layer(case["layer"])[0]
+    expected = arrays(case)
+    dense = layer(case["layer"])[0]
     weight, mask = updated(case, original=True)
     assert satisfies(mask, pattern_of(case))
-    # They differ only where weights that are zero tie; what becomes of the others is the same.
-    assert (dense[mask == want["mask"]] == 0).all()
-    assert_close(weight, want["weight_after"], rtol=0.0, atol=1e-5)
+    # The masks differ only where weights that are zero tie; the other weights are the same.
+    assert (dense[mask == expected["mask"]] == 0).all()
+    assert_close(weight, expected["weight_after"], rtol=0.0, atol=1e-5)
     rows = (dense == 0).all(1)
     lowest = torch.arange(mask.shape[1]) % pattern_of(case).group >= pattern_of(case).group - pattern_of(case).keep
     assert torch.equal(mask[rows], lowest.expand(int(rows.sum()), -1))
 
 
 @pytest.mark.parametrize("case", parameters(DSNOT + BROKEN))
-def test_the_statistics_are_those_of_the_public_code(case):
-    want, tokens = arrays(case), tokens_per_sample(case)
-    assert torch.equal(started(case)[0], ~want["initial_mask"])
-    assert_close(statistic(case["layer"], "input_mean") * tokens, want["sum_metric_row"], rtol=1e-4, atol=1e-3)
-    assert_close(statistic(case["layer"], "input_var_within"), want["var"], rtol=1e-4, atol=0.0)
+def test_the_statistics_equal_those_of_the_public_code(case):
+    expected = arrays(case)
+    tokens = tokens_per_sample(case)
+    assert torch.equal(start_of(case)[0], ~expected["initial_mask"])
+    assert_close(statistic_of(case["layer"], "input_mean") * tokens, expected["sum_metric_row"], rtol=1e-4, atol=1e-3)
+    assert_close(statistic_of(case["layer"], "input_var_within"), expected["var"], rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("case", parameters(DSNOT))
-def test_dsnot_refines_as_the_public_code(case):
-    want = arrays(case)
+def test_dsnot_equals_the_public_code(case):
+    expected = arrays(case)
     mask = refined(case, zero_variance="first")
-    assert torch.equal(mask, ~want["mask"])
-    assert_close(error_of(case, mask), want["final_error"].double(), rtol=1e-3, atol=1e-3)
+    assert torch.equal(mask, ~expected["mask"])
+    assert_close(error_of(case, mask), expected["final_error"].double(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("case", parameters([c for c in DSNOT if c["layer"] != "e_64x128_dead"]))
-def test_dsnot_by_default_does_too_where_every_channel_fires(case):
+def test_dsnot_by_default_equals_the_public_code_without_silent_channels(case):
     assert torch.equal(refined(case), ~arrays(case)["mask"])
 
 
 @pytest.mark.parametrize("case", parameters([c for c in DSNOT if c["layer"] == "e_64x128_dead"]))
-def test_dsnot_by_default_spends_no_swap_on_channels_that_never_fired(case):
-    mask, (start, _) = refined(case), started(case)
-    silent = statistic(case["layer"], "input_norm") == 0
+def test_dsnot_by_default_spends_no_swap_on_silent_channels(case):
+    mask = refined(case)
+    start, _ = start_of(case)
+    silent = statistic_of(case["layer"], "input_norm") == 0
     assert not (mask & ~start)[:, silent].any()
     if case["params"].get("pow_of_var") != 0.0:  # without the division there is no 0/0
         assert (~arrays(case)["mask"] & ~start)[:, silent].any()
@@ -155,24 +159,26 @@ def test_dsnot_by_default_spends_no_swap_on_channels_that_never_fired(case):
 
 @pytest.mark.parametrize("case", parameters(BROKEN))
 @pytest.mark.parametrize("zero_variance", ["never", "first"])
-def test_where_the_public_code_runs_out_of_candidates_rows_stop_and_keep_their_sparsity(case, zero_variance):
-    mask, (start, _), want = refined(case, zero_variance=zero_variance), started(case), ~arrays(case)["mask"]
+def test_rows_without_candidates_stop_and_keep_their_sparsity_unlike_in_the_public_code(case, zero_variance):
+    mask = refined(case, zero_variance=zero_variance)
+    start, _ = start_of(case)
+    expected = ~arrays(case)["mask"]
     pattern = pattern_of(case)
     if isinstance(pattern, Pattern):
         assert satisfies(mask, pattern)
-        broken = (want.view(len(want), -1, pattern.group).sum(2) != pattern.keep).any(1)
+        broken = (expected.view(len(expected), -1, pattern.group).sum(2) != pattern.keep).any(1)
     else:
         assert torch.equal(mask.sum(1), start.sum(1))
-        broken = want.sum(1) != start.sum(1)
+        broken = expected.sum(1) != start.sum(1)
     assert broken.any() != case["checks"]["row_sparsity_kept"]
     assert error_of(case, mask).abs().sum() < 0.9 * error_of(case, start).abs().sum()
     if zero_variance == "first":
-        # Of the rows that it left whole, all but the few where its excess and its lack cancel.
-        assert int((mask != want).any(1)[~broken].sum()) <= (0 if case["layer"] == "f_64x128_zeros" else 5)
+        # Rows with the right sparsity are equal, except for a few in which its two errors cancel.
+        assert int((mask != expected).any(1)[~broken].sum()) <= (0 if case["layer"] == "f_64x128_zeros" else 5)
 
 
 @needs_golden
-def test_number_of_exact_cases_matched():
+def test_all_exact_cases_match():
     matched = {"sparsegpt": 0, "dsnot": 0}
     for case in SPARSEGPT:
         matched["sparsegpt"] += torch.equal(updated(case, original=True)[1], ~arrays(case)["mask"])

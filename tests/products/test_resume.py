@@ -1,4 +1,4 @@
-"""Runs that are killed anywhere, and go on to the very output that they would have had."""
+"""Runs that are killed at any time, and resume to the same output as an uninterrupted run."""
 
 import multiprocessing
 import os
@@ -9,9 +9,9 @@ import time
 from collections import Counter
 
 import pytest
-from launched import content
+from launched_processes import content
 
-METHODS = {  # hidden states of the pruned model; an order found first; those of the dense model too; tuned blocks
+METHODS = {  # in turn: one stream of hidden states; a permutation found first; the dense stream too; tuned blocks
     "wanda": ("--method", "wanda"),
     "eggs": ("--method", "eggs"),
     "eggs+": ("--method", "eggs+"),
@@ -23,7 +23,7 @@ PRELOADED = [
     "eggs_ptp.cli.terminal",
     "transformers.models.llama.modeling_llama",
 ]
-# Ctrl-C is heard even where the tests run in the background, as a shell has its jobs there ignore it.
+# Ctrl-C must work even if the tests run in the background, where a shell makes its jobs ignore it.
 COMMAND = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +35,7 @@ SEED = 7
 
 @pytest.fixture(scope="module")
 def start(tiny, text_file):
-    """`start("eggs", folder)`: a process that prunes into the folder, and has imported everything beforehand."""
+    """`start("eggs", folder)`: start a process that prunes into the folder, with everything imported beforehand."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
     models = {blocks: tiny("llama", num_hidden_layers=blocks) for blocks in (4, 6)}
@@ -58,29 +58,31 @@ def finish(process, code=0):
 
 
 def entries(output):
-    """How many entries the journal of an unfinished run has."""
+    """Return how many entries the journal of an unfinished run has."""
     return len(list(output.parent.glob(f".{output.name}.draft/entry-?????")))
 
 
 @pytest.mark.parametrize("method", ["wanda", "eggs", "eggs+"])
-def test_a_killed_run_goes_on_to_the_same_output(start, tmp_path, method):
-    finish(start(method, tmp_path / "whole", blocks=4))
-    output, draw = tmp_path / "out", random.Random(SEED + len(method))  # noqa: S311
-    reached, process = draw.randint(1, 3), start(method, output, blocks=4)
-    while entries(output) < reached and process.is_alive():
+def test_a_killed_run_resumes_to_the_same_output(start, tmp_path, method):
+    finish(start(method, tmp_path / "uninterrupted", blocks=4))
+    output = tmp_path / "out"
+    rng = random.Random(SEED + len(method))  # noqa: S311
+    entries_before_kill = rng.randint(1, 3)
+    process = start(method, output, blocks=4)
+    while entries(output) < entries_before_kill and process.is_alive():
         time.sleep(0.001)
-    time.sleep(draw.uniform(0, 0.05))
+    time.sleep(rng.uniform(0, 0.05))
     process.kill()
     finish(process, -9)
     assert not output.exists()
-    assert entries(output) >= reached
+    assert entries(output) >= entries_before_kill
     finish(start(method, output, blocks=4))
-    assert content(output) == content(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    assert content(output) == content(tmp_path / "uninterrupted")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uninterrupted"]
 
 
-def test_ctrl_c_ends_at_once_and_keeps_what_is_finished(start, tmp_path):
-    finish(start("wanda", tmp_path / "whole"))
+def test_ctrl_c_ends_the_run_at_once_and_keeps_finished_blocks(start, tmp_path):
+    finish(start("wanda", tmp_path / "uninterrupted"))
     output = tmp_path / "out"
     process = start("wanda", output)
     while not entries(output) and process.is_alive():
@@ -90,51 +92,62 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_finished(start, tmp_path):
     assert entries(output)
     assert not output.exists()
     finish(start("wanda", output))
-    assert content(output) == content(tmp_path / "whole")
+    assert content(output) == content(tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_kills(start, tmp_path):
     """Until 50 kills have hit work in progress; a run is killed up to four times before it may end."""
-    draw, hits, seen, rounds = random.Random(SEED), 0, Counter(), 0  # noqa: S311
-    whole, seconds = {}, {}
+    rng = random.Random(SEED)  # noqa: S311
+    hits = 0
+    rounds = 0
+    outcomes = Counter()
+    expected = {}
+    seconds = {}
     for method in METHODS:
-        for _ in range(2):  # the first one waits for the server
-            began, folder = time.perf_counter(), tmp_path / f"whole-{method}"
+        folder = tmp_path / f"uninterrupted-{method}"
+        for _ in range(2):  # the first run waits for the server
+            began = time.perf_counter()
             finish(start(method, folder, *(("--overwrite",) if folder.exists() else ())))
             seconds[method] = time.perf_counter() - began
-        whole[method] = content(folder)
-    previous = content(tmp_path / "whole-wanda")
+        expected[method] = content(folder)
+    previous = content(tmp_path / "uninterrupted-wanda")
     while hits < 50:
-        method, replaces, output = list(METHODS)[rounds % 4], rounds % 3 == 2, tmp_path / f"out-{rounds}"
+        method = list(METHODS)[rounds % 4]
+        replaces = rounds % 3 == 2
+        output = tmp_path / f"out-{rounds}"
         rounds += 1
         if replaces:
-            shutil.copytree(tmp_path / "whole-wanda", output)
-        done, kills = False, draw.randint(1, 4)
+            shutil.copytree(tmp_path / "uninterrupted-wanda", output)
+        done = False
+        kills = rng.randint(1, 4)
         while not done:
-            before, process = entries(output), start(method, output, *(("--overwrite",) if replaces else ()))
-            process.join(draw.uniform(0.05, seconds[method]) if kills else 120)
+            entries_before = entries(output)
+            process = start(method, output, *(("--overwrite",) if replaces else ()))
+            process.join(rng.uniform(0.05, seconds[method]) if kills else 120)
             kills = max(0, kills - 1)
             process.kill()
             process.join()
-            draft = output.parent / f".{output.name}.draft"
+            staging = output.parent / f".{output.name}.draft"
             if process.exitcode == 0:
-                done, what = True, "ran to its end"
-            elif output.exists() and content(output) == whole[method] and not (replaces and method == "wanda"):
-                done, what = True, "killed with the output in place"
-            elif not draft.exists():
-                what = "killed before anything was begun"
+                done = True
+                outcome = "completed"
+            elif output.exists() and content(output) == expected[method] and not (replaces and method == "wanda"):
+                done = True
+                outcome = "killed with the output in place"
+            elif not staging.exists():
+                outcome = "killed before anything was written"
             else:
                 hits += 1
-                what = f"killed with {entries(output)} entries"
-                seen["resumed ones among them"] += before > 0
-                assert entries(output) >= before
+                outcome = f"killed with {entries(output)} entries"
+                outcomes["killed after resuming"] += entries_before > 0
+                assert entries(output) >= entries_before
                 assert content(output) == previous if replaces else not output.exists()
-            seen[what] += 1
-        assert content(output) == whole[method]
-        seen["outputs compared"] += 1
+            outcomes[outcome] += 1
+        assert content(output) == expected[method]
+        outcomes["outputs compared"] += 1
         shutil.rmtree(output)
-        assert process.exitcode or not draft.exists()
-        shutil.rmtree(draft, ignore_errors=True)
-    print(f"\n{hits} kills hit work in progress:", dict(sorted(seen.items())))  # noqa: T201
+        assert process.exitcode or not staging.exists()
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"\n{hits} kills hit work in progress:", dict(sorted(outcomes.items())))  # noqa: T201

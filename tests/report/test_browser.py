@@ -4,19 +4,19 @@ import os
 import shutil
 
 import pytest
-from pruned import bench, comparison, evaluation, keep, pruned_run, sample
+from synthetic_records import bench, comparison, evaluation, pruned_run, sample, write_record
 
-from eggs_ptp.report.page import html
+from eggs_ptp.report.page import render_html
 from eggs_ptp.report.report import make_report
 
 pytestmark = pytest.mark.browser
 
-LONG = "a-name-of-a-folder-that-is-much-longer-than-a-telephone-is-wide-and-has-no-place-to-break-it" * 2
+LONG = "a-folder-name-that-is-much-wider-than-a-phone-and-has-no-space-where-the-line-could-be-broken" * 2
 WIDTHS = (360, 1440)
 SCHEMES = ("light", "dark")
-OVERFLOWING = """() => [...document.querySelectorAll("body *")].filter(part =>
-    !part.closest(".wide, pre, .skip, svg") && part.getBoundingClientRect().right > innerWidth + 0.5
-).map(part => part.tagName + "." + part.className)"""
+OVERFLOWING = """() => [...document.querySelectorAll("body *")].filter(element =>
+    !element.closest(".wide, pre, .skip, svg") && element.getBoundingClientRect().right > innerWidth + 0.5
+).map(element => element.tagName + "." + element.className)"""
 REACHABLE = """() => document.querySelectorAll(
     "a[href], button, summary, [tabindex='0']").length - document.querySelectorAll(
     "details:not([open]) :is(a[href], button, [tabindex='0'])").length"""
@@ -26,9 +26,9 @@ OUTLINE = "() => getComputedStyle(document.activeElement).outlineStyle"
 CLIPPED = """() => [...document.querySelectorAll("svg.picture")].flatMap(svg => {
     const box = svg.getBoundingClientRect();
     return [...svg.querySelectorAll("text")].filter(text => {
-        const own = text.getBoundingClientRect();
-        const across = own.left < box.left - 1 || own.right > box.right + 1;
-        return across || own.top < box.top - 1 || own.bottom > box.bottom + 1;
+        const rect = text.getBoundingClientRect();
+        const horizontal = rect.left < box.left - 1 || rect.right > box.right + 1;
+        return horizontal || rect.top < box.top - 1 || rect.bottom > box.bottom + 1;
     }).map(text => svg.querySelector("title").textContent + ": " + text.textContent);
 })"""
 
@@ -40,9 +40,9 @@ def browser():
     if program is None:
         pytest.skip("no Chromium is installed: apt-get install chromium, or name one in EGGS_CHROMIUM")
     with sync.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield made
-        made.close()
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,29 +50,32 @@ def page_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     runs = [pruned_run(folder / "a", blocks=6), pruned_run(folder / LONG, method="ria")]
     for run, value in zip(runs, (28.0, 31.0), strict=True):
-        keep(folder / "records" / f"{run.name[:9]}.json", evaluation(str(run), "org/base", value))
+        write_record(folder / "records" / f"{run.name[:9]}.json", evaluation(str(run), "org/base", value))
     records = [bench(str(runs[0])), comparison("org/base"), sample("org/base", LONG), sample(str(runs[1]), " upon")]
     for index, record in enumerate(records):
-        keep(folder / "records" / f"{index}.json", record)
-    keep(folder / "records" / f"{LONG}.json", "{")
+        write_record(folder / "records" / f"{index}.json", record)
+    write_record(folder / "records" / f"{LONG}.json", "{")
     path = folder / "report.html"
-    path.write_text(html(make_report(runs, [folder / "records"])), encoding="utf-8")
+    path.write_text(render_html(make_report(runs, [folder / "records"])), encoding="utf-8")
     return path
 
 
 @pytest.fixture
 def opened(browser, page_file):
-    """`opened(360, "dark")`: the page, and what its console says."""
+    """`opened(360, "dark")`: the page, and the messages of its console."""
     contexts = []
 
     def show(width, scheme):
         contexts.append(browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme))
-        page, said = contexts[-1].new_page(), []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if not request.url.startswith("file:") else None)
+        page = contexts[-1].new_page()
+        messages = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on(
+            "request", lambda request: messages.append(request.url) if not request.url.startswith("file:") else None
+        )
         page.goto(page_file.as_uri())
-        return page, said
+        return page, messages
 
     yield show
     for context in contexts:
@@ -82,16 +85,16 @@ def opened(browser, page_file):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overflows_and_the_console_is_silent(opened, width, scheme):
-    page, said = opened(width, scheme)
+    page, messages = opened(width, scheme)
     for details in page.locator("summary").all():
         details.click()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate(CLIPPED) == []
-    assert [line for line in said if not line.startswith("data:")] == []
+    assert [line for line in messages if not line.startswith(("data:", "file:"))] == []
 
 
-def test_the_theme_is_that_of_the_reader_and_print_is_light(opened):
+def test_the_theme_follows_the_system_and_print_is_light(opened):
     colours = {}
     for scheme in SCHEMES:
         page, _ = opened(1440, scheme)
@@ -103,18 +106,19 @@ def test_the_theme_is_that_of_the_reader_and_print_is_light(opened):
 
 def test_the_keyboard_reaches_everything_in_reading_order(opened):
     page, _ = opened(1440, "light")
-    wanted, seen, tops = page.evaluate(REACHABLE), [], []
-    for _ in range(wanted):
+    focused = []
+    tops = []
+    for _ in range(page.evaluate(REACHABLE)):
         page.keyboard.press("Tab")
-        seen.append(page.evaluate(FOCUSED))
+        focused.append(page.evaluate(FOCUSED))
         tops.append(page.evaluate(TOP))
         assert page.evaluate(OUTLINE) == "solid"
-    assert None not in seen
-    assert {"a", "div", "summary"} <= set(seen)
-    sections = [top for tag, top in zip(seen, tops, strict=True) if tag == "summary"]
+    assert None not in focused
+    assert {"a", "div", "summary"} <= set(focused)
+    sections = [top for tag, top in zip(focused, tops, strict=True) if tag == "summary"]
     assert sections == sorted(sections)
     page.keyboard.press("Tab")
-    assert page.evaluate(FOCUSED) is None  # all were reached, none is a trap
+    assert page.evaluate(FOCUSED) is None  # every element was reached, and none keeps the focus
 
 
 def test_the_first_stop_skips_to_the_report(opened):

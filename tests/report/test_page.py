@@ -5,23 +5,25 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from pruned import bench, comparison, diagnosis, evaluation, keep, pruned_run, sample
+from synthetic_records import bench, comparison, diagnosis, evaluation, pruned_run, sample, write_record
 
 from eggs_ptp.errors import BackendError, ModelError
-from eggs_ptp.report.page import html, markdown
+from eggs_ptp.report.page import render_html, render_markdown
 from eggs_ptp.report.report import make_report
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "link"}
-PERPLEXITY_ALONE = {"fidelity": None, "tasks": {}, "paired": None}
+ONLY_PERPLEXITY = {"fidelity": None, "tasks": {}, "paired": None}
 
 
 class Page(HTMLParser):
-    """Elements of a page, in order: tag, attributes, text inside."""
+    """The elements of a page, in order: tag, attributes, text inside."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.open, self.faults = [], [], []
+        self.elements = []
+        self.open = []
+        self.mismatched = []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -34,7 +36,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         if not self.open or self.open.pop()[0] != tag:
-            self.faults.append(tag)
+            self.mismatched.append(tag)
 
     def handle_data(self, data):
         for element in self.open:
@@ -48,24 +50,24 @@ class Page(HTMLParser):
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     runs = [pruned_run(folder / "a"), pruned_run(folder / "b", method="ria")]
-    keep(folder / "a.evaluation.json", evaluation(str(runs[0]), "org/base", 28.0))
-    keep(folder / "b.evaluation.json", evaluation(str(runs[1]), "org/base", 31.0))
-    keep(folder / "a.bench.json", bench(str(runs[0])))
-    keep(folder / "a.diagnosis.json", diagnosis(str(runs[0])))
-    keep(folder / "a.sample.json", sample(str(runs[0]), EVIL))
-    given = [
-        keep(folder / "more" / "compare.json", comparison("org/base")),
-        keep(folder / "more" / "dense.json", sample("org/base", " upon a time")),
-        keep(folder / "more" / "cut.json", '{"model": "a"'),
-        keep(folder / "more" / "stray.json", sample("org/stray", "")),
-        keep(folder / "more" / "bad.json", {**bench(str(runs[0])), "products": [{"rows": 1}]}),
+    write_record(folder / "a.evaluation.json", evaluation(str(runs[0]), "org/base", 28.0))
+    write_record(folder / "b.evaluation.json", evaluation(str(runs[1]), "org/base", 31.0))
+    write_record(folder / "a.bench.json", bench(str(runs[0])))
+    write_record(folder / "a.diagnosis.json", diagnosis(str(runs[0])))
+    write_record(folder / "a.sample.json", sample(str(runs[0]), EVIL))
+    requested = [
+        write_record(folder / "more" / "compare.json", comparison("org/base")),
+        write_record(folder / "more" / "dense.json", sample("org/base", " upon a time")),
+        write_record(folder / "more" / "cut.json", '{"model": "a"'),
+        write_record(folder / "more" / "stray.json", sample("org/stray", "")),
+        write_record(folder / "more" / "bad.json", {**bench(str(runs[0])), "products": [{"rows": 1}]}),
     ]
-    return make_report(runs, given)
+    return make_report(runs, requested)
 
 
 @pytest.fixture(scope="module")
 def text(report):
-    return html(report)
+    return render_html(report)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,8 @@ def page(text):
     return Page(text)
 
 
-def test_the_page_is_whole(page):
-    assert page.faults == []
+def test_every_element_is_closed(page):
+    assert page.mismatched == []
     assert page.open == []
 
 
@@ -85,28 +87,32 @@ def test_headings_come_in_order(page):
     assert all(after <= before + 1 for before, after in pairwise(levels))
     titles = [text for _, _, text in page.all("h3")]
     assert titles == [
-        "At a glance", "Quality", "Which layers suffered", "What is connected", "Speed", "Methods compared",
-        "What they write", "Recipe and provenance",
+        "At a glance", "Quality", "Output error by layer", "Connectivity", "Speed", "Methods compared",
+        "Generated text", "Recipe and provenance",
     ]  # fmt: skip
 
 
-def test_ids_are_unique_and_what_refers_to_one_finds_it(page):
+def test_ids_are_unique_and_references_resolve(page):
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    wanted = {part for _, each, _ in page.elements for part in each.get("aria-labelledby", "").split()}
-    wanted |= {each["href"][1:] for tag, each, _ in page.elements if tag == "a"}
-    assert wanted
-    assert wanted <= set(ids)
+    references = {
+        label for _, attributes, _ in page.elements for label in attributes.get("aria-labelledby", "").split()
+    }
+    references |= {attributes["href"][1:] for tag, attributes, _ in page.elements if tag == "a"}
+    assert references
+    assert references <= set(ids)
 
 
 def test_tables_have_scopes_and_a_name_and_scroll_inside_their_container(page):
     tables = page.all("table")
     assert len(tables) > 8
-    assert all("aria-labelledby" in each for _, each, _ in tables)
-    assert {each.get("scope") for _, each, _ in page.all("th")} == {"col", "row"}
-    wide = [each for _, each, _ in page.elements if each.get("class") == "wide" and "role" in each]
+    assert all("aria-labelledby" in attributes for _, attributes, _ in tables)
+    assert {attributes.get("scope") for _, attributes, _ in page.all("th")} == {"col", "row"}
+    wide = [
+        attributes for _, attributes, _ in page.elements if attributes.get("class") == "wide" and "role" in attributes
+    ]
     assert len(wide) >= len(tables)
-    assert all(each["tabindex"] == "0" and each["role"] == "region" for each in wide)
+    assert all(attributes["tabindex"] == "0" and attributes["role"] == "region" for attributes in wide)
 
 
 def test_the_page_needs_no_network(text):
@@ -118,14 +124,14 @@ def test_the_page_needs_no_network(text):
     assert not re.search(r"<(img|iframe|object|embed|video)\b|@import|url\((?!#)", text)
 
 
-def test_text_of_others_is_escaped(report, text, page):
+def test_untrusted_text_is_escaped(report, text, page):
     assert EVIL not in text
     assert len(page.all("script")) == 1
     assert any(EVIL in text for _, _, text in page.all("blockquote"))
-    assert r"\<script\>" in markdown(report)
+    assert r"\<script\>" in render_markdown(report)
 
 
-def test_numbers_are_those_of_the_records(page):
+def test_the_numbers_of_the_records_are_shown(page):
     cells = {text for _, _, text in page.all("td", "th")}
     assert {
         "28.00 ± 0.56",
@@ -143,18 +149,18 @@ def test_numbers_are_those_of_the_records(page):
         "0.07110",
         "0.05110",
         "0.03110",
-        "600 kB",
+        "600.0 kB",
         "290.9",
-        "1 min 15 s",
-        "812 MB",
+        "1 minute and 15 seconds",
+        "812.0 MB",
         "hash of ria",
     } <= cells
-    cards = {text for _, each, text in page.elements if each.get("class") == "value"}
+    cards = {text for _, attributes, text in page.elements if attributes.get("class") == "value"}
     assert cards == {"28.00 ± 0.56", "50.0%", "1.91×"}
     assert any('method = "ria"' in text for _, _, text in page.all("code"))
 
 
-def test_pictures_are_there_for_every_part(report):
+def test_every_section_has_its_pictures(report):
     names = {picture.name for picture in report.pictures}
     assert names == {
         "m0-perplexity-0", "m0-fidelity-0", "m0-fidelity-1", "m0-hidden", "m0-task-0", "m0-error", "m0-heat-0",
@@ -162,78 +168,79 @@ def test_pictures_are_there_for_every_part(report):
     }  # fmt: skip
 
 
-def test_what_was_left_out_is_said_by_name(report, page):
-    (notice,) = [text for _, each, text in page.elements if each.get("class") == "notice"]
-    reasons = {each.path.name: each.reason for each in report.skipped}
+def test_skipped_files_are_named(report, page):
+    (notice,) = [text for _, attributes, text in page.elements if attributes.get("class") == "notice"]
+    reasons = {skipped.path.name: skipped.reason for skipped in report.skipped}
     assert sorted(reasons) == ["bad.json", "cut.json", "stray.json"]
-    assert "about org/stray, no run of this report" in reasons["stray.json"]
+    assert "about org/stray, which is not in this report" in reasons["stray.json"]
     assert "not what eggs bench writes" in reasons["bad.json"]
     assert all(name in notice for name in reasons)
-    assert "`cut.json`" in markdown(report)
+    assert "`cut.json`" in render_markdown(report)
 
 
 def test_runs_of_different_models_are_not_compared(tmp_path):
     runs = [pruned_run(tmp_path / "a"), pruned_run(tmp_path / "b", model="org/other")]
     for run, model in zip(runs, ("org/base", "org/other"), strict=True):
-        keep(tmp_path / f"{run.name}.evaluation.json", {**evaluation(str(run), model), **PERPLEXITY_ALONE})
-    found = make_report(runs)
-    page = Page(html(found))
+        write_record(tmp_path / f"{run.name}.evaluation.json", {**evaluation(str(run), model), **ONLY_PERPLEXITY})
+    report = make_report(runs)
+    page = Page(render_html(report))
     assert any("2 different models" in text and "not compared" in text for _, _, text in page.all("p"))
     assert [text for _, _, text in page.all("h2")] == ["Model org/base", "Model org/other"]
-    assert [[run.label for run in group.runs] for group, _ in found.groups] == [["a"], ["b"]]
-    drawn = {picture.name: picture.description for picture in found.pictures}
-    assert "a (eggs+)" in drawn["m0-perplexity-0"]
-    assert "b (eggs+)" not in drawn["m0-perplexity-0"]
-    assert "They are not compared" in markdown(found)
+    assert [[run.label for run in group.runs] for group, _ in report.groups] == [["a"], ["b"]]
+    descriptions = {picture.name: picture.description for picture in report.pictures}
+    assert "a (eggs+)" in descriptions["m0-perplexity-0"]
+    assert "b (eggs+)" not in descriptions["m0-perplexity-0"]
+    assert "They are not compared" in render_markdown(report)
 
 
-def test_perplexities_measured_in_other_ways_are_not_in_one_picture(tmp_path):
+def test_perplexities_of_different_protocols_are_not_in_one_picture(tmp_path):
     runs = [pruned_run(tmp_path / "a"), pruned_run(tmp_path / "b", method="ria"), pruned_run(tmp_path / "c")]
     for run in runs:
-        record = {**evaluation(str(run), "org/base", 30.0 + len(run.name)), **PERPLEXITY_ALONE}
+        record = {**evaluation(str(run), "org/base", 30.0 + len(run.name)), **ONLY_PERPLEXITY}
         if run.name == "b":
             record["perplexity"]["sha256"] = "0123456789"
-        keep(tmp_path / f"{run.name}.json", record)
-        keep(run / "e.json", record)
-    found = make_report(runs)
-    named = [picture for picture in found.pictures if "perplexity" in picture.name]
-    assert len(named) == 2
-    assert "b" not in re.findall(r"\b[abc]\b", named[0].description)
-    page = Page(html(found))
-    glance = next(text for tag, _, text in page.all("table"))
-    assert glance.count("31.00") == 2  # the run that was measured in another way has a dash
+        write_record(tmp_path / f"{run.name}.json", record)
+        write_record(run / "e.json", record)
+    report = make_report(runs)
+    plots = [picture for picture in report.pictures if "perplexity" in picture.name]
+    assert len(plots) == 2
+    assert "b" not in re.findall(r"\b[abc]\b", plots[0].description)
+    page = Page(render_html(report))
+    headline = next(text for tag, _, text in page.all("table"))
+    assert headline.count("31.00") == 2  # the run with another protocol has a dash
     assert any("do not compare" in text for _, _, text in page.all("p"))
 
 
-def test_a_run_of_32_blocks_without_records_is_small_and_says_what_to_do(tmp_path):
-    found = make_report([pruned_run(tmp_path / "a", blocks=32)])
-    text = html(found)
+def test_the_page_of_32_blocks_without_records_is_small_and_names_the_commands_to_run(tmp_path):
+    report = make_report([pruned_run(tmp_path / "a", blocks=32)])
+    text = render_html(report)
     assert len(text.encode()) < 5_000_000
     assert "not evaluated" in text
     assert "eggs bench DIR --record" in text
     assert "eggs evaluate" in text
-    assert found.skipped == []
+    assert report.skipped == []
 
 
-def test_a_folder_whose_weights_are_gone_or_broken_is_shown_by_its_record(tmp_path):
-    gone, broken = pruned_run(tmp_path / "gone"), pruned_run(tmp_path / "broken")
-    (gone / "model.safetensors").unlink()
+def test_a_folder_with_missing_or_broken_weights_is_shown_by_its_record(tmp_path):
+    missing = pruned_run(tmp_path / "missing")
+    broken = pruned_run(tmp_path / "broken")
+    (missing / "model.safetensors").unlink()
     (broken / "model.safetensors").write_bytes(b"no tensors")
-    found = make_report([gone, broken])
-    assert [each.path for each in found.skipped] == [broken]
-    assert "its weights" in found.skipped[0].reason
-    text = html(found)
-    assert "Weights are not in the folder of gone" in text
+    report = make_report([missing, broken])
+    assert [skipped.path for skipped in report.skipped] == [broken]
+    assert "its weights" in report.skipped[0].reason
+    text = render_html(report)
+    assert "There are no weights in the folder of missing" in text
     assert "Output error: broken" in text
 
 
-def test_a_matrix_that_is_not_there_is_refused(tmp_path):
+def test_an_unknown_matrix_is_refused(tmp_path):
     with pytest.raises(ModelError, match="--matrix lm_head"):
         make_report([pruned_run(tmp_path / "a")], matrices=["lm_head"])
 
 
-def test_markdown_tables_are_whole(report):
-    text = markdown(report)
+def test_markdown_tables_are_well_formed(report):
+    text = render_markdown(report)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     rules = [index for index, row in enumerate(rows) if set(row) <= set("|-:")]
     assert len(rules) > 8
@@ -244,15 +251,15 @@ def test_markdown_tables_are_whole(report):
     assert "| a | eggs+ | 2:4 | 28.00 ± 0.56 | 1.400 |" in text
 
 
-def test_without_jinja_it_says_what_to_install(report, monkeypatch):
+def test_without_jinja_the_error_names_what_to_install(report, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(BackendError, match=r"pip install 'eggs-ptp\[report\]'"):
-        html(report)
+        render_html(report)
 
 
 @pytest.mark.slow
 def test_the_report_of_32_blocks_takes_less_than_ten_seconds(tmp_path):
-    """`benchmarks/report_speed.py` measures it on its own, with 335 million weights."""
+    """`benchmarks/report_speed.py` measures it separately, with 335 million weights."""
     run = pruned_run(tmp_path / "a", blocks=32, width=16)
-    words = ["-c", "from eggs_ptp.cli.main import main; main()", "report", str(run), "-o", str(tmp_path / "a.html")]
-    subprocess.run([sys.executable, *words], check=True, timeout=10)
+    arguments = ["-c", "from eggs_ptp.cli.main import main; main()", "report", str(run), "-o", str(tmp_path / "a.html")]
+    subprocess.run([sys.executable, *arguments], check=True, timeout=10)

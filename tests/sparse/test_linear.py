@@ -1,4 +1,4 @@
-"""NMLinear stands in for nn.Linear: shapes, moves, copies, files, compilation; and refuses gradients."""
+"""NMLinear in the place of nn.Linear: shapes, moves, copies, files, compilation; and no gradients."""
 
 import copy
 import gc
@@ -15,14 +15,14 @@ from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import BackendError
 from eggs_ptp.sparse import backends
 from eggs_ptp.sparse.backends import Backend, using
-from eggs_ptp.sparse.linear import NMLinear
+from eggs_ptp.sparse.linear import NMLinear, packed_linear
 from eggs_ptp.sparse.reference import REFERENCE
 
 PATTERN = Pattern(2, 4)
 
 
 def layer(*, ordered=False, bias=True, dtype=torch.float32, seed=0, rows=12, columns=16):
-    """A packed layer, and the dense weight and bias that it stands for."""
+    """A packed layer, and the dense weight and bias that it was packed from."""
     weight = nm_matrix(rows, columns, PATTERN, dtype, seed)
     order = None
     if ordered:
@@ -37,8 +37,8 @@ def dense(x, weight, bias):
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """A backend of our own before the reference; lists of what was prepared and computed."""
+def recording(monkeypatch):
+    """A backend before the reference that records the matrices it prepares and the states it computes with."""
     prepared, computed = [], []
 
     def prepare(packed):
@@ -49,15 +49,15 @@ def counted(monkeypatch):
         computed.append(state)
         return REFERENCE.linear(x, state)
 
-    own = Backend("counted", "for the test", lambda *_: None, prepare, linear)
-    monkeypatch.setattr(backends, "table", lambda: (own, REFERENCE))
+    backend = Backend("recording", "for the test", lambda *_: None, prepare, linear)
+    monkeypatch.setattr(backends, "registered_backends", lambda: (backend, REFERENCE))
     return prepared, computed
 
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(16,), (1, 16), (3, 16), (2, 3, 16), (2, 1, 3, 16)])
-def test_it_computes_what_the_dense_layer_computes(ordered, bias, shape):
+def test_products_are_those_of_the_dense_layer(ordered, bias, shape):
     module, weight, offset = layer(ordered=ordered, bias=bias)
     x = torch.randn(shape)
     y = module(x)
@@ -66,7 +66,7 @@ def test_it_computes_what_the_dense_layer_computes(ordered, bias, shape):
 
 
 def quantised(kind, *, dtype=torch.float32, ordered=False):
-    """A quantised layer, and the dense weight and bias that it stands for."""
+    """A quantised layer, and the dense weight and bias that it is equal to."""
     module, _, offset = layer(ordered=ordered, dtype=dtype)
     packed = quantise(module.packed, kind)
     return NMLinear(packed, offset), unpack(packed), offset
@@ -75,7 +75,7 @@ def quantised(kind, *, dtype=torch.float32, ordered=False):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("backend", ["reference", None])
-def test_quantised_values_compute_what_their_dense_layer_computes(kind, ordered, backend):
+def test_products_of_quantised_values_are_those_of_their_dense_layer(kind, ordered, backend):
     module, weight, offset = quantised(kind, ordered=ordered)
     x = torch.randn(2, 3, 16)
     with using(backend):
@@ -93,26 +93,26 @@ def test_quantised_layers_are_moved_copied_and_stored(kind):
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
-    room = NMLinear.empty(nn.Linear(16, 12), PATTERN, ordered=True, values=kind)
-    room.load_state_dict(state)
-    for other in (copy.deepcopy(module), torch.load(file, weights_only=False), room):
-        assert torch.equal(other(x), before)
-    kinds = module.values.dtype, module.bits.dtype
+    filled = NMLinear.empty(nn.Linear(16, 12), PATTERN, ordered=True, values=kind)
+    filled.load_state_dict(state)
+    for equal_layer in (copy.deepcopy(module), torch.load(file, weights_only=False), filled):
+        assert torch.equal(equal_layer(x), before)
+    dtypes = module.values.dtype, module.bits.dtype
     module.to(torch.bfloat16)
-    assert (module.values.dtype, module.bits.dtype) == kinds
+    assert (module.values.dtype, module.bits.dtype) == dtypes
     assert module.scales.dtype == module.packed.dtype == torch.bfloat16
     torch.testing.assert_close(module.dense().weight.float(), weight, rtol=0.01, atol=0.01)
     assert module(x.bfloat16()).dtype == torch.bfloat16
     with pytest.raises(BackendError, match=r"type torch\.bfloat16, got \(3, 16\), torch\.float32"):
         module(x)
-    room.scales.fill_(-1)
+    filled.scales.fill_(-1)
     with pytest.raises(RuntimeError, match="0: scales must be finite and not negative"):
         nn.Sequential(NMLinear(module.packed)).load_state_dict(
-            {f"0.{k}": v for k, v in room.state_dict().items() if k != "bias"}
+            {f"0.{name}": tensor for name, tensor in filled.state_dict().items() if name != "bias"}
         )
 
 
-def test_changed_scales_are_prepared_anew():
+def test_changed_scales_are_prepared_again():
     module, _, offset = quantised("int8")
     x = torch.randn(2, 16)
     before = module(x)
@@ -168,13 +168,13 @@ def test_state_dicts_round_trip():
     module, weight, offset = layer(ordered=True)
     state = module.state_dict()
     assert sorted(state) == ["bias", "bits", "order", "values"]
-    other, _, _ = layer(ordered=True, seed=1)
+    target, _, _ = layer(ordered=True, seed=1)
     x = torch.randn(3, 16)
-    other(x)  # states that were prepared for the old values must not survive
-    other.load_state_dict(state)
-    torch.testing.assert_close(other(x), dense(x, weight, offset))
+    target(x)  # states that were prepared for the old values must not survive
+    target.load_state_dict(state)
+    torch.testing.assert_close(target(x), dense(x, weight, offset))
     with pytest.raises(RuntimeError, match="Missing key"):
-        other.load_state_dict({name: tensor for name, tensor in state.items() if name != "bits"})
+        target.load_state_dict({name: tensor for name, tensor in state.items() if name != "bits"})
 
 
 def test_state_dicts_with_damaged_bits_are_refused():
@@ -185,20 +185,20 @@ def test_state_dicts_with_damaged_bits_are_refused():
         holder.load_state_dict({f"0.{name}": tensor for name, tensor in state.items()})
 
 
-def test_room_is_made_for_a_dense_layer():
+def test_an_empty_layer_takes_the_shape_of_a_dense_one():
     linear = nn.Linear(16, 12, dtype=torch.bfloat16)
-    room = NMLinear.empty(linear, PATTERN, ordered=True)
+    empty = NMLinear.empty(linear, PATTERN, ordered=True)
     module, _, _ = layer(ordered=True, dtype=torch.bfloat16)
-    assert {name: (t.dtype, t.shape) for name, t in room.state_dict().items()} == {
+    assert {name: (t.dtype, t.shape) for name, t in empty.state_dict().items()} == {
         name: (t.dtype, t.shape) for name, t in module.state_dict().items()
     }
-    room.load_state_dict(module.state_dict())
+    empty.load_state_dict(module.state_dict())
     x = torch.randn(2, 16).bfloat16()
-    assert same_bits(room(x), module(x))
+    assert same_bits(empty(x), module(x))
     assert NMLinear.empty(nn.Linear(16, 12, bias=False), PATTERN).bias is None
 
 
-def test_copies_and_files_are_modules_of_their_own():
+def test_copies_and_loaded_modules_share_no_tensors():
     module, _, offset = layer(ordered=True)
     x = torch.randn(3, 16)
     before = module(x)
@@ -209,9 +209,9 @@ def test_copies_and_files_are_modules_of_their_own():
     loaded = torch.load(file, weights_only=False)
     module.values.zero_()
     assert bool((module(x) == offset).all())
-    for other in (copied, loaded):
-        assert torch.equal(other(x), before)
-        assert (other.pattern, other.in_features, other.out_features) == (PATTERN, 16, 12)
+    for independent in (copied, loaded):
+        assert torch.equal(independent(x), before)
+        assert (independent.pattern, independent.in_features, independent.out_features) == (PATTERN, 16, 12)
 
 
 def test_dense_gives_the_weight_back():
@@ -222,8 +222,8 @@ def test_dense_gives_the_weight_back():
     assert (linear.in_features, linear.out_features) == (16, 12)
 
 
-def test_states_are_prepared_once_and_again_after_a_change(counted):
-    prepared, _ = counted
+def test_states_are_prepared_once_and_again_after_a_change(recording):
+    prepared, _ = recording
     module, weight, offset = layer()
     x = torch.randn(2, 16)
     module(x)
@@ -243,9 +243,9 @@ def test_states_are_prepared_once_and_again_after_a_change(counted):
     assert len(prepared) == 3
 
 
-def test_states_do_not_keep_the_tensors_of_a_moved_module(counted):
-    """As accelerate does it: buffers are replaced without a call of any method of the module."""
-    prepared, computed = counted
+def test_states_do_not_keep_the_tensors_of_a_moved_module(recording):
+    """accelerate replaces buffers without calling any method of the module."""
+    prepared, computed = recording
     module, _, _ = layer()
     module(torch.randn(2, 16))
     alias = weakref.ref(prepared[0].values)
@@ -256,34 +256,34 @@ def test_states_do_not_keep_the_tensors_of_a_moved_module(counted):
     assert alias() is None
 
 
-def test_a_module_is_freed(counted):
-    prepared, computed = counted
+def test_a_module_is_freed(recording):
+    prepared, computed = recording
     module, _, _ = layer()
     with torch.no_grad():
         torch.ops.eggs_ptp.nm_linear(torch.randn(2, 16), module.values, module.bits, None, module.bias, 2, 4, "")
     assert len(prepared) == 1
     prepared.clear()
     computed.clear()
-    gone = weakref.ref(module)
+    reference = weakref.ref(module)
     del module
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
-def test_the_operator_uses_the_states_of_its_module(counted):
-    prepared, _ = counted
+def test_the_operator_uses_the_states_of_its_module(recording):
+    prepared, _ = recording
     module, weight, offset = layer(ordered=True)
     x = torch.randn(2, 16)
     module(x)
     arguments = (module.values, module.bits, module.order, module.bias, 2, 4, "")
     torch.testing.assert_close(torch.ops.eggs_ptp.nm_linear(x, *arguments), dense(x, weight, offset))
     assert len(prepared) == 1
-    other = (module.values.clone(), *arguments[1:])  # of no module
-    torch.testing.assert_close(torch.ops.eggs_ptp.nm_linear(x, *other), dense(x, weight, offset))
+    copied = (module.values.clone(), *arguments[1:])  # of no module
+    torch.testing.assert_close(torch.ops.eggs_ptp.nm_linear(x, *copied), dense(x, weight, offset))
     assert len(prepared) == 2
 
 
-def test_the_operator_is_sound():
+def test_the_operator_passes_the_checks_of_torch():
     module, _, _ = layer(ordered=True)
     for shape in ((3, 16), (2, 0, 16)):
         arguments = (torch.randn(shape), module.values, module.bits, module.order, module.bias, 2, 4, "")
@@ -291,25 +291,25 @@ def test_the_operator_is_sound():
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_it_compiles_without_a_graph_break(counted, ordered):
-    prepared, _ = counted
+def test_it_compiles_without_a_graph_break(recording, ordered):
+    prepared, _ = recording
     first, weight, offset = layer(ordered=ordered, rows=16)
-    second, other, shift = layer(seed=1)
+    second, second_weight, second_offset = layer(seed=1)
     model = nn.Sequential(first, nn.ReLU(), second)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch.no_grad():
         for batch in (1, 3, 5):
             x = torch.randn(batch, 16)
-            expected = dense(dense(x, weight, offset).relu(), other, shift)
+            expected = dense(dense(x, weight, offset).relu(), second_weight, second_offset)
             torch.testing.assert_close(compiled(x), expected)
-    assert len(prepared) == 2  # the states of the modules serve the compiled graph
+    assert len(prepared) == 2  # the compiled graph uses the states of the modules
     model.double()
     with torch.no_grad():
         torch.testing.assert_close(compiled(x.double()).float(), expected)
 
 
-def test_gradients_are_refused_and_forward_is_not():
+def test_forward_accepts_inputs_with_gradients_and_backward_is_refused():
     module, weight, offset = layer()
     x = torch.randn(2, 16, requires_grad=True)
     y = module(x)
@@ -331,14 +331,35 @@ def test_inference_mode():
         torch.testing.assert_close(plain(x), dense(x, weight, offset))
 
 
-def test_a_backend_can_be_forced_by_argument(counted):
-    prepared, _ = counted
+def test_a_backend_can_be_forced_by_argument(recording):
+    prepared, _ = recording
     weight = nm_matrix(4, 8, PATTERN)
     module = NMLinear(pack(weight, PATTERN), backend="reference")
     module(torch.randn(1, 8))
     assert not prepared
     with pytest.raises(BackendError, match="does not exist"):
         NMLinear(pack(weight, PATTERN), backend="fast")
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_product_is_a_function_of_the_packed_tensors(recording, ordered):
+    prepared, _ = recording
+    module, weight, offset = layer(ordered=ordered)
+    x = torch.randn(2, 3, 16)
+    assert torch.equal(packed_linear(x, module.packed, module.bias), module(x))
+    torch.testing.assert_close(packed_linear(x, module.packed), dense(x, weight, None))
+    assert len(prepared) == 3  # twice for one call alone, and once by the module
+    calls = []
+    packed_linear(
+        x, module.packed, state_of=lambda backend: calls.append(backend.name) or module.backend_state(backend)
+    )
+    assert calls == ["recording"]
+    assert len(prepared) == 3
+    assert torch.equal(packed_linear(x, module.packed, offset, backend="reference"), module(x))
+    with pytest.raises(BackendError, match="backend 'fast' does not exist"):
+        packed_linear(x, module.packed, backend="fast")
+    with pytest.raises(BackendError, match=r"^expected x of 16 features and type torch\.float32, got \(2, 8\)"):
+        packed_linear(torch.randn(2, 8), module.packed)
 
 
 def test_print_shows_the_pattern():

@@ -1,4 +1,4 @@
-"""The reference product against float64, and against torch's dense one where values are special."""
+"""The reference product against float64, and against torch's dense product for infinities, NaN and denormals."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.packing import nm_matrix
 
-from eggs_ptp.core.pack import FLOATS, pack
+from eggs_ptp.core.pack import FLOAT_DTYPES, pack
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.sparse import reference
 from eggs_ptp.sparse.reference import REFERENCE
@@ -19,7 +19,7 @@ PATTERNS = [Pattern(*pair) for pair in ((1, 4), (2, 4), (3, 4), (4, 8), (2, 5), 
     rows=st.integers(1, 40),
     groups=st.integers(1, 12),
     batch=st.integers(1, 5),
-    dtype=st.sampled_from(FLOATS),
+    dtype=st.sampled_from(FLOAT_DTYPES),
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=20, deadline=None)
@@ -35,7 +35,7 @@ def test_products_are_those_of_float64_rounded(pattern, rows, groups, batch, dty
     assert bool(((y.double() - exact).abs() <= allowed).all())
 
 
-def test_tiles_are_put_together(monkeypatch):
+def test_tiles_of_rows_make_up_the_product(monkeypatch):
     monkeypatch.setattr(reference, "_TILE", 64)
     weight = nm_matrix(11, 16, Pattern(2, 4), torch.float32)
     x = torch.randn(3, 16)
@@ -44,9 +44,9 @@ def test_tiles_are_put_together(monkeypatch):
     torch.testing.assert_close(REFERENCE.linear(x, packed), x @ weight.T)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_special_inputs_give_what_dense_gives(dtype):
-    """Infinity times a pruned weight is NaN, there as here."""
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_special_inputs_give_the_results_of_the_dense_product(dtype):
+    """Infinity times a pruned weight is NaN, as in the dense product."""
     weight = nm_matrix(16, 32, Pattern(2, 4), dtype)
     tiny = torch.finfo(dtype).smallest_normal / 4
     x = torch.randn(6, 32).to(dtype)
@@ -62,7 +62,7 @@ def test_special_inputs_give_what_dense_gives(dtype):
     assert torch.equal(torch.signbit(y[4]), torch.signbit(dense[4]))
 
 
-def test_special_weights_give_what_dense_gives():
+def test_special_weights_give_the_results_of_the_dense_product():
     weight = nm_matrix(8, 16, Pattern(2, 4))
     weight[0, weight[0].nonzero()[0]] = float("inf")
     weight[1, weight[1].nonzero()[0]] = float("nan")

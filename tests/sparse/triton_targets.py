@@ -1,7 +1,7 @@
-"""Compile every kernel of the Triton backend for GPUs that need not be there, as its launches would have it.
+"""Compile every kernel of the Triton backend as it is launched, for GPUs that need not be present.
 
-Run by test_triton.py in a process of its own, since kernels are either compiled or interpreted. Writes one JSON list:
-what each launch was compiled to.
+test_triton.py runs this in a separate process, since a process either compiles kernels or interprets them. Writes one
+JSON list with the name, the bytes of machine code and the PTX of each launch.
 """
 
 import json
@@ -29,8 +29,8 @@ KERNELS = [(triton_kernel, name) for name in ("product", "product_2_of_4")]
 KERNELS += [(triton_tiles, name) for name in ("by_tiles", "unpack", "add_splits")]
 
 
-class Recorded:
-    """Stands for a kernel and notes how it is launched."""
+class LaunchRecorder:
+    """Takes the place of a kernel and records how it is launched."""
 
     def __init__(self, kernel, launches):
         self.kernel, self.launches = kernel, launches
@@ -45,8 +45,10 @@ class Recorded:
 
 
 def compiled(kernel, named, warps, capability):
-    """One kernel for a target: arguments are specialised as at run time, integers by 1 and by multiples of 16."""
-    signature, constants, attributes = {}, {}, {}
+    """One kernel for a target, its arguments specialised as at run time: integers that are 1 or multiples of 16."""
+    signature = {}
+    constants = {}
+    attributes = {}
     for index, parameter in enumerate(kernel.params):
         value = named[parameter.name]
         if parameter.is_constexpr or (isinstance(value, int) and value == 1):
@@ -60,23 +62,24 @@ def compiled(kernel, named, warps, capability):
 
 
 def main():
-    asked = json.loads(sys.argv[1])
+    requested = json.loads(sys.argv[1])
     launches = []
     for module, name in KERNELS:
-        setattr(module, name, Recorded(getattr(module, name), launches))
-    found = []
-    for pattern, kind, rows, columns, batch, capability in asked:
+        setattr(module, name, LaunchRecorder(getattr(module, name), launches))
+    kernels = []
+    for pattern, kind, rows, columns, batch, capability in requested:
         dtype = getattr(torch, kind)
         keep, group = map(int, pattern.split(":"))
         packed = pack(nm_matrix(rows, columns, Pattern(keep, group), dtype), Pattern(keep, group))
         backend.linear(
-            torch.zeros(batch, columns, dtype=dtype), backend.State(packed, backend._table(packed.values.device), 132)
+            torch.zeros(batch, columns, dtype=dtype),
+            backend.State(packed, backend.bit_positions(packed.values.device), 132),
         )
         for kernel, named, warps in launches:
-            made = compiled(kernel, named, warps, capability)
-            found.append({"kernel": kernel.__name__, "bytes": len(made.asm["cubin"]), "ptx": made.asm["ptx"]})
+            assembly = compiled(kernel, named, warps, capability).asm
+            kernels.append({"kernel": kernel.__name__, "bytes": len(assembly["cubin"]), "ptx": assembly["ptx"]})
         launches.clear()
-    sys.stdout.write(json.dumps(found))
+    sys.stdout.write(json.dumps(kernels))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How fast packed is beside dense on this machine: products of chosen shapes, and text from a checkpoint."""
+"""Benchmarks of packed against dense on this machine: products of chosen shapes, and text generation."""

@@ -1,4 +1,4 @@
-"""What a measurement ran on, and how busy that was."""
+"""The machine of a benchmark: its hardware, and how busy it is."""
 
 import os
 import platform
@@ -9,21 +9,21 @@ import torch
 
 from eggs_ptp.errors import BackendError
 
-_CPU = Path("/sys/devices/system/cpu/cpu0/cache")
-_UNKNOWN_CACHE = 64 << 20  # bytes; a guess on the large side for systems that do not tell
+_CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
+_DEFAULT_CACHE = 64 << 20  # bytes, where the system does not list caches; rather too many than too few
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, its caches and instructions as kernels use them, memory and versions."""
+    """Return processor, caches, the kernels' instruction set, memory and versions, as records store them."""
     import psutil
 
     from eggs_ptp.core.pattern import Pattern
     from eggs_ptp.sparse import cpu
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    reason = cpu.why_not(torch.device("cpu"), torch.float32, Pattern(2, 4), 64, 64, 1)
+    reason = cpu.unsupported_reason(torch.device("cpu"), torch.float32, Pattern(2, 4), 64, 64, 1)
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
@@ -35,38 +35,42 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def load() -> list[float]:
-    """Load averages over 1, 5 and 15 minutes; empty where the system has none."""
-    return [round(each, 2) for each in os.getloadavg()] if hasattr(os, "getloadavg") else []
+def load_averages() -> list[float]:
+    """Return the load averages over 1, 5 and 15 minutes; empty if the system has none."""
+    return [round(average, 2) for average in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
 def check_memory(needed: float) -> None:
-    """Refuse what would not fit.
+    """Refuse a benchmark that would not fit into memory.
+
+    Args:
+        needed: Bytes that its candidates take.
 
     Raises:
-        BackendError: fewer bytes are free.
+        BackendError: Fewer bytes are free.
     """
     import psutil
 
     free = psutil.virtual_memory().available
     if needed > free:
         raise BackendError(
-            f"the contestants take about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; bench smaller shapes, "
+            f"the candidates take about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; bench smaller shapes, "
             "or fewer types and patterns at a time"
         )
 
 
 def largest_cache() -> int:
-    """Bytes of the largest cache of a processor core, or those that it shares."""
-    return max((size for _, size in _caches()), default=_UNKNOWN_CACHE)
+    """Return the bytes of the largest cache that a processor core has or shares."""
+    return max((size for _, size in _caches()), default=_DEFAULT_CACHE)
 
 
 def _caches() -> list[tuple[str, int]]:
-    found = []
-    for index in sorted(_CPU.glob("index*")):
+    """Return level and bytes of each cache of the first core."""
+    caches = []
+    for folder in sorted(_CACHE_FOLDER.glob("index*")):
         try:
-            level, size = ((index / name).read_text(encoding="utf-8").strip() for name in ("level", "size"))
-        except OSError:  # virtual machines may not tell
+            level, size = ((folder / name).read_text(encoding="utf-8").strip() for name in ("level", "size"))
+        except OSError:  # virtual machines may list none
             continue
-        found.append((level, int(size.removesuffix("K")) << 10))
-    return found
+        caches.append((level, int(size.removesuffix("K")) << 10))
+    return caches

@@ -1,4 +1,4 @@
-"""`eggs bench`: packed against dense on this machine."""
+"""`eggs bench`: speed of packed linears against dense ones on this machine."""
 
 import shlex
 from pathlib import Path
@@ -10,47 +10,42 @@ from eggs_ptp.cli import flags
 from eggs_ptp.cli.flags import DType
 
 if TYPE_CHECKING:
-    from eggs_ptp.bench.checkpoint import Generated
-    from eggs_ptp.bench.session import Session
-    from eggs_ptp.bench.shape import Measured
+    from eggs_ptp.bench.benchmark_run import BenchmarkRun
+    from eggs_ptp.bench.checkpoint import GenerationMeasurement
+    from eggs_ptp.bench.product import ProductMeasurement
     from eggs_ptp.cli.terminal import Progress
 
-_PRODUCTS = "Products"
-_TEXT = "Text of a checkpoint"
+_PRODUCTS = "Matrix products"
+_GENERATION = "Text generation"
 
-Folder = Annotated[
-    str | None, typer.Argument(metavar="DIR", help="A packed folder, or a pruned one.", show_default=False)
-]
+Folder = Annotated[str | None, typer.Argument(metavar="DIR", help="A packed or a pruned folder.", show_default=False)]
 Shapes = Annotated[
     str | None,
     typer.Option(
-        help="Rows x columns with commas between them, such as 4096x4096. Default: those of the folder.",
+        help="Rows x columns, separated by commas, such as 4096x4096. Default: the shapes of the folder.",
         rich_help_panel=_PRODUCTS,
         show_default=False,
     ),
 ]
 Patterns = Annotated[
-    str, typer.Option(help="Of the matrices of --shapes, with commas between them.", rich_help_panel=_PRODUCTS)
+    str, typer.Option(help="Patterns of the matrices of --shapes, separated by commas.", rich_help_panel=_PRODUCTS)
 ]
-Batches = Annotated[
-    str, typer.Option(help="Inputs multiplied at once, with commas between them.", rich_help_panel=_PRODUCTS)
-]
+Batches = Annotated[str, typer.Option(help="Batch sizes, separated by commas.", rich_help_panel=_PRODUCTS)]
 Prefill = Annotated[
-    int, typer.Option(min=0, help="One more batch, the size of a long prompt; 0: none.", rich_help_panel=_PRODUCTS)
+    int,
+    typer.Option(min=0, help="One more batch size, that of a long prompt; 0: none.", rich_help_panel=_PRODUCTS),
 ]
-Rounds = Annotated[int, typer.Option(min=5, help="Samples of each product at most.", rich_help_panel=_PRODUCTS)]
-Tokens = Annotated[int, typer.Option(min=1, help="New tokens of a text.", rich_help_panel=_TEXT)]
-Prompt = Annotated[int, typer.Option(min=1, help="Tokens of its prompt.", rich_help_panel=_TEXT)]
-Texts = Annotated[int, typer.Option(min=5, help="Samples of each form at most.", rich_help_panel=_TEXT)]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: as many as it takes.")]
-Seconds = Annotated[float, typer.Option(min=0.0, help="After these a measurement ends, if it has 5 samples.")]
+Rounds = Annotated[int, typer.Option(min=5, help="Maximal samples of each product.", rich_help_panel=_PRODUCTS)]
+Tokens = Annotated[int, typer.Option(min=1, help="New tokens of each text.", rich_help_panel=_GENERATION)]
+Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.", rich_help_panel=_GENERATION)]
+Texts = Annotated[int, typer.Option(min=5, help="Maximal samples of each format.", rich_help_panel=_GENERATION)]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: torch's own choice.")]
+Seconds = Annotated[float, typer.Option(min=0.0, help="Time after which a measurement with 5 samples ends.")]
 Kind = Annotated[
-    DType, typer.Option(help="Type of the weights. auto: that of the folder; of --shapes float32 and bfloat16.")
+    DType, typer.Option(help="Data type of the weights. auto: that of the folder; for --shapes float32 and bfloat16.")
 ]
-Record = Annotated[
-    Path | None, typer.Option(help="File to write: everything that was measured (.json).", show_default=False)
-]
-Plot = Annotated[Path | None, typer.Option(help="File to write: a picture of the products (.svg).", show_default=False)]
+Record = Annotated[Path | None, typer.Option(help="File to write: all measurements (.json).", show_default=False)]
+Plot = Annotated[Path | None, typer.Option(help="File to write: a plot of the products (.svg).", show_default=False)]
 
 
 def bench(
@@ -71,92 +66,130 @@ def bench(
     plot: Plot = None,
     json: flags.Json = False,
 ) -> None:
-    """Measure packed against the fastest dense there is, on this processor: products, and a checkpoint's text."""
+    """Measure packed against the fastest dense linears on this CPU: matrix products, and a model's text generation."""
     if (folder is None) == (shapes is None):
-        raise typer.BadParameter("say what to measure: a packed folder, or --shapes such as 4096x4096")
+        raise typer.BadParameter("expected one thing to measure: a packed folder, or --shapes such as 4096x4096")
     if plot is not None and not plot.absolute().parent.is_dir():
         raise typer.BadParameter(f"--plot {plot}: there is no such folder")
-    from eggs_ptp.bench.session import BOTH, Session, parse_batches, parse_patterns, parse_shapes
+    from eggs_ptp.bench.benchmark_run import DEFAULT_DTYPES, BenchmarkRun, parse_batches, parse_patterns, parse_shapes
     from eggs_ptp.cli.terminal import Progress, print_json
-    from eggs_ptp.engine.place import find_dtype
+    from eggs_ptp.engine.planning.device import find_dtype
     from eggs_ptp.models.folder import find_folder
 
-    sizes = sorted({*parse_batches(batches), *([prefill] if prefill else [])})
-    kind = None if dtype is DType.auto else find_dtype(dtype.value)
+    batch_sizes = sorted({*parse_batches(batches), *([prefill] if prefill else [])})
+    torch_dtype = None if dtype is DType.auto else find_dtype(dtype.value)
     with Progress("bench", quiet=json) as progress:
-        session = Session(
-            shlex.join(context.obj), sizes, rounds, seconds, threads, lambda now: _tell(now, record, progress)
+        benchmark_run = BenchmarkRun(
+            shlex.join(context.obj),
+            batch_sizes,
+            rounds,
+            seconds,
+            threads,
+            lambda unfinished: _notify(unfinished, record, progress),
         )
         if shapes is not None:
-            session.measure_shapes(parse_shapes(shapes), parse_patterns(patterns), (kind,) if kind else BOTH)
+            dtypes = (torch_dtype,) if torch_dtype else DEFAULT_DTYPES
+            benchmark_run.measure_shapes(parse_shapes(shapes), parse_patterns(patterns), dtypes)
         elif folder is not None:
-            session.measure_folder(find_folder(folder), kind or "auto", prompt=prompt, tokens=tokens, texts=texts)
+            benchmark_run.measure_folder(
+                find_folder(folder), torch_dtype or "auto", prompt=prompt, tokens=tokens, texts=texts
+            )
     if plot is not None:
-        from eggs_ptp.bench.plot import plot as picture
-        from eggs_ptp.core.whole_file import write_whole
+        from eggs_ptp.bench.plot import plot as draw
+        from eggs_ptp.core.atomic_write import write_text_atomically
 
-        write_whole(plot, picture(session.products, session.machine))
-    print_json(session.to_dict()) if json else _print(session)
-
-
-def _tell(session: "Session", record: Path | None, progress: "Progress") -> None:
-    from eggs_ptp.comparison.record import write_record
-
-    if record is not None:  # after each result, so that whatever stops the run leaves what was measured
-        write_record(record, session.to_dict())
-    if session.products:
-        progress.count(len(session.products), session.expected)
+        write_text_atomically(plot, draw(benchmark_run.products, benchmark_run.machine))
+    if json:
+        print_json(benchmark_run.to_dict())
+    else:
+        _print(benchmark_run)
 
 
-def _print(session: "Session") -> None:
-    from eggs_ptp.bench.contest import TRUSTED
-    from eggs_ptp.cli.terminal import line
+def _notify(benchmark_run: "BenchmarkRun", record: Path | None, progress: "Progress") -> None:
+    """Write the record after each result, so that an interruption leaves what was measured, and show progress."""
+    from eggs_ptp.core.records import write_record
 
-    line(session.machine)
-    if session.generated is not None:
-        _print_generated(session.generated)
-    _print_products(session.products)
-    line(f"Medians of interleaved samples. ?: not to be trusted, the middle half spreads over more than {TRUSTED:.0%}.")
-    for remark in session.remarks():
-        line(f"- {remark}")
+    if record is not None:
+        write_record(record, benchmark_run.to_dict())
+    if benchmark_run.products:
+        progress.count(len(benchmark_run.products), benchmark_run.expected)
 
 
-def _print_generated(found: "Generated") -> None:
-    from eggs_ptp.bench.checkpoint import PACKED, STOCK
-    from eggs_ptp.cli.terminal import line, table
+def _print(benchmark_run: "BenchmarkRun") -> None:
+    from eggs_ptp.bench.timing import TRUSTED
+    from eggs_ptp.cli.terminal import print_line
 
-    held = {PACKED: f"{found.packed_bytes / 1e6:.1f} MB", STOCK: f"{found.dense_bytes / 1e6:.1f} MB"}
-    rows = []
-    for form, timing in found.timings.items():
-        ratio = "" if form == PACKED else _ratio(*found.timings[PACKED].over(timing))
-        speed = f"{found.tokens_per_second(form):.1f}"
-        rows.append((form, speed, f"{timing.spread:.1%}", ratio, held.get(form, "")))
-    table(("linears", ">tokens/s", ">spread", ">packed over it", ">memory"), rows)
-    kind = str(found.dtype).removeprefix("torch.")
-    line(
-        f"generate: {found.tokens} new tokens after a prompt of {found.prompt}, greedy, batch 1, {kind}; the first "
-        f"{found.same_tokens} are the same packed and dense"
+    print_line(benchmark_run.machine)
+    if benchmark_run.generated is not None:
+        _print_generation(benchmark_run.generated)
+    _print_products(benchmark_run.products)
+    print_line(
+        f"Medians of interleaved samples. ?: not reliable, the interquartile range is more than {TRUSTED:.0%} of the "
+        "median."
     )
-    line(f"Packed linears take {found.packed_bytes / found.dense_bytes:.1%} of the memory of dense ones")
+    for remark in benchmark_run.remarks():
+        print_line(f"- {remark}")
 
 
-def _print_products(products: "list[Measured]") -> None:
-    from eggs_ptp.cli.terminal import table
+def _print_generation(generated: "GenerationMeasurement") -> None:
+    from eggs_ptp.bench.checkpoint import PACKED, STOCK
+    from eggs_ptp.cli.terminal import format_bytes, print_line, print_table
+
+    memory = {PACKED: format_bytes(generated.packed_bytes), STOCK: format_bytes(generated.dense_bytes)}
+    packed_timing = generated.timings[PACKED]
+    rows = []
+    for form, timing in generated.timings.items():
+        speedup = "" if form == PACKED else _speedup(*packed_timing.speedup_over(timing))
+        rate = f"{generated.tokens_per_second(form):.1f}"
+        rows.append((form, rate, f"{timing.spread:.1%}", speedup, memory.get(form, "")))
+    print_table(("linears", ">tokens/s", ">spread", ">speedup of packed", ">memory"), rows)
+    dtype = str(generated.dtype).removeprefix("torch.")
+    print_line(
+        f"generate: {generated.tokens} new tokens after a prompt of {generated.prompt}, greedy, batch 1, {dtype}; the "
+        f"first {generated.same_tokens} are the same packed and dense"
+    )
+    print_line(f"Packed linears take {generated.packed_bytes / generated.dense_bytes:.1%} of the memory of dense ones")
+
+
+def _print_products(products: "list[ProductMeasurement]") -> None:
+    from eggs_ptp.cli.terminal import print_table
 
     rows = []
-    for each in products:
-        for name, backend in each.backends.items():
-            pattern, short = name.split()
-            stock, packed, best = each.timings[f"dense {short} stock"], each.timings[name], each.best_dense(short)
-            prepacked = each.timings.get(f"dense {short} prepacked")
-            times = [f"{timing.median * 1e6:.0f}" if timing else "-" for timing in (stock, prepacked, packed)]
-            spread = max(packed.spread, each.timings[best].spread)
-            ratio = _ratio(*packed.over(each.timings[best]))
-            shape = f"{each.rows}x{each.columns}"
-            rows.append((shape, short, str(each.batch), pattern, *times, ratio, f"{spread:.1%}", backend))
-    heads = ("shape", "type", ">batch", "pattern", ">stock us", ">prepacked us", ">packed us", ">over best dense")
-    table((*heads, ">spread", "backend"), rows)
+    for product in products:
+        for name, backend in product.backends.items():
+            pattern, dtype = name.split()
+            stock = product.timings[f"dense {dtype} stock"]
+            prepacked = product.timings.get(f"dense {dtype} prepacked")
+            packed = product.timings[name]
+            best_dense = product.timings[product.best_dense(dtype)]
+            microseconds = [f"{timing.median * 1e6:.0f}" if timing else "-" for timing in (stock, prepacked, packed)]
+            spread = max(packed.spread, best_dense.spread)
+            rows.append(
+                (
+                    f"{product.rows}x{product.columns}",
+                    dtype,
+                    str(product.batch),
+                    pattern,
+                    *microseconds,
+                    _speedup(*packed.speedup_over(best_dense)),
+                    f"{spread:.1%}",
+                    backend,
+                )
+            )
+    columns = (
+        "shape",
+        "dtype",
+        ">batch",
+        "pattern",
+        ">stock us",
+        ">prepacked us",
+        ">packed us",
+        ">over best dense",
+        ">spread",
+        "backend",
+    )
+    print_table(columns, rows)
 
 
-def _ratio(value: float, trusted: bool) -> str:
+def _speedup(value: float, trusted: bool) -> str:
     return f"{value:.2f}x{' ' if trusted else '?'}"

@@ -1,4 +1,4 @@
-"""`eggs demo`: the whole job on the built-in model, with every method beside the others."""
+"""`eggs demo`: prune the built-in model by every method and compare the results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -8,71 +8,78 @@ import typer
 from eggs_ptp.cli import flags
 
 if TYPE_CHECKING:
-    from eggs_ptp.engine.shared import Shared
+    from eggs_ptp.engine.preparation import SharedInputs
 
 PATTERN = "2:4"
 PROMPT = "If the file does not exist, "
+_OUTPUT = Path("out/demo-eggs")
 
 
-class Row(NamedTuple):
-    """A method of the table and what is set in its recipe."""
+class Variant(NamedTuple):
+    """A method of the table, with changes of its recipe."""
 
     label: str
     method: str
     overrides: tuple[str, ...] = ()
 
 
-KEPT = Row("eggs+", "eggs+")
-ROWS = (
-    Row("magnitude", "magnitude"),
-    Row("wanda", "wanda"),
-    Row("ria", "ria"),
-    Row("ria + permutation", "ria_cp"),
-    Row("eggs (B automatic)", "eggs"),
-    Row("sparsegpt", "sparsegpt"),
+KEPT = Variant("eggs+", "eggs+")
+VARIANTS = (
+    Variant("magnitude", "magnitude"),
+    Variant("wanda", "wanda"),
+    Variant("ria", "ria"),
+    Variant("ria + permutation", "ria_cp"),
+    Variant("eggs (B automatic)", "eggs"),
+    Variant("sparsegpt", "sparsegpt"),
     KEPT,
-    # Fixed B beside the automatic one, which might else hide what the blocks cost.
-    *(Row(f"eggs, B = {B}", "eggs", (f"steps.select.B={B}",)) for B in (0, 1, 2, 5)),
+    # Fixed numbers of diagonal blocks, whose cost the automatic choice of B could hide.
+    *(Variant(f"eggs, B = {B}", "eggs", (f"steps.select.B={B}",)) for B in (0, 1, 2, 5)),
 )
 
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the model pruned by eggs+.")]
 
-def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the model pruned by eggs+ stays.")] = Path(
-        "out/demo-eggs"
-    ),
-    json: flags.Json = False,
-) -> None:
-    """Prune the built-in model to 2:4 by each method, and show its perplexity and its text before and after."""
+
+def demo(output: _Output = _OUTPUT, json: flags.Json = False) -> None:
+    """Prune the built-in model to 2:4 by each method, and show perplexity and sample texts before and after."""
     import tempfile
 
     from eggs_ptp import api
     from eggs_ptp.cli.terminal import print_json
+    from eggs_ptp.engine.preparation import SharedInputs
 
-    shared = api.Shared()
+    shared = SharedInputs()
     with tempfile.TemporaryDirectory() as scratch:
-        # The one that stays comes first: a folder that cannot be written is then refused at once.
-        found = {KEPT: _measure(KEPT, output, shared, overwrite=_left_by_demo(output), quiet=json)}
+        # The kept model comes first, so that an output that cannot be written is refused at once.
+        measured = {KEPT: _measure(KEPT, output, shared, overwrite=_is_demo_output(output), quiet=json)}
         dense = api.evaluate("demo")
-        for row in ROWS:
-            if row != KEPT:
-                found[row] = _measure(row, Path(scratch) / "model", shared, overwrite=True, quiet=json)
-    rows = [{**found[row], "ratio": found[row]["perplexity"] / dense.value} for row in ROWS]
-    samples = {"dense": _sample("demo"), KEPT.label: _sample(str(output))}
-    result = {"pattern": PATTERN, "dense": dense.to_dict(), "rows": rows, "prompt": PROMPT, "samples": samples}
-    print_json({**result, "output": str(output)}) if json else _report(result, output)
+        for variant in VARIANTS:
+            if variant != KEPT:
+                measured[variant] = _measure(variant, Path(scratch) / "model", shared, overwrite=True, quiet=json)
+    result = {
+        "pattern": PATTERN,
+        "dense": dense.to_dict(),
+        "rows": [{**measured[variant], "ratio": measured[variant]["perplexity"] / dense.value} for variant in VARIANTS],
+        "prompt": PROMPT,
+        "samples": {"dense": sample("demo"), KEPT.label: sample(str(output))},
+    }
+    if json:
+        print_json({**result, "output": str(output)})
+    else:
+        _print(result, output)
 
 
-def _measure(row: Row, folder: Path, shared: "Shared", *, overwrite: bool, quiet: bool) -> dict[str, Any]:
+def _measure(variant: Variant, folder: Path, shared: "SharedInputs", *, overwrite: bool, quiet: bool) -> dict[str, Any]:
+    """Prune by one method, and return perplexity, time and memory."""
     from eggs_ptp import api
     from eggs_ptp.cli.terminal import Progress
 
-    recipe = flags.recipe_of(None, list(row.overrides), method=row.method, pattern=PATTERN)
-    with Progress(row.label, quiet=quiet) as progress:
+    recipe = flags.make_recipe(None, variant.overrides, method=variant.method, pattern=PATTERN)
+    with Progress(variant.label, quiet=quiet) as progress:
         record = api.prune("demo", folder, recipe, overwrite=overwrite, listener=progress.listen, shared=shared)
     return {
-        "label": row.label,
-        "method": row.method,
-        "overrides": list(row.overrides),
+        "label": variant.label,
+        "method": variant.method,
+        "overrides": list(variant.overrides),
         "perplexity": api.evaluate(str(folder)).value,
         "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory_bytes,
@@ -80,44 +87,56 @@ def _measure(row: Row, folder: Path, shared: "Shared", *, overwrite: bool, quiet
     }
 
 
-def _left_by_demo(folder: Path) -> bool:
-    """Whether the folder holds an earlier run's result, which may be replaced without asking."""
-    from eggs_ptp.checkpoint.verify import made_from
+def _is_demo_output(folder: Path) -> bool:
+    """Return whether the folder holds the result of an earlier demo, which may be replaced without asking."""
+    from eggs_ptp.checkpoint.verify import source_model
 
-    return made_from(folder) == "demo"
+    return source_model(folder) == "demo"
 
 
-def _sample(model: str) -> str:
+def sample(model: str) -> str:
+    """Return the prompt, continued by a model."""
     from eggs_ptp import api
     from eggs_ptp.evaluation.generate import sample_text
 
     return sample_text(*api.load(model), PROMPT, tokens=60, temperature=0.7, seed=0)
 
 
-def _report(result: dict[str, Any], output: Path) -> None:
-    from eggs_ptp.cli.terminal import bytes_text, line, seconds_text, table
+def _print(result: dict[str, Any], output: Path) -> None:
+    from eggs_ptp.cli.terminal import format_bytes, format_duration, print_line, print_table
 
     dense = result["dense"]
-    cells = [("dense", f"{dense['value']:.2f}", "1.00", "", "", "")]
-    for row in result["rows"]:
-        costs = (seconds_text(row["seconds"]), bytes_text(row["peak_memory_bytes"]))
-        cells.append((row["label"], f"{row['perplexity']:.2f}", f"{row['ratio']:.2f}", *costs, _spread(row["B"])))
-    heads = (f"{result['pattern']} by", ">perplexity", ">x dense", ">time", ">peak memory", "B of the matrices")
-    table(heads, cells)
-    line(
-        f"Perplexity of {dense['windows']} windows of {dense['seqlen']} tokens ({dense['protocol']}), "
-        "English from this Python's own documentation that the model has not seen"
+    rows = [("dense", f"{dense['value']:.2f}", "1.00", "", "", "")]
+    rows += [
+        (
+            row["label"],
+            f"{row['perplexity']:.2f}",
+            f"{row['ratio']:.2f}",
+            format_duration(row["seconds"]),
+            format_bytes(row["peak_memory_bytes"]),
+            _range_text(row["B"]),
+        )
+        for row in result["rows"]
+    ]
+    columns = (f"{result['pattern']} by", ">perplexity", ">x dense", ">time", ">peak memory", "B of the matrices")
+    print_table(columns, rows)
+    print_line(
+        f"Perplexity of {dense['windows']} windows of {dense['seqlen']} tokens ({dense['protocol']}): held-out English "
+        "text from the documentation of this Python"
     )
     for name, text in result["samples"].items():
-        line(f"\n{name} writes:", style="bold")
-        line(text)
-    line(f"\nThe model pruned by {KEPT.label} stays in {output}: plain transformers loads it.")
-    line(f"Prove what was done to it: eggs verify {output} --against demo")
-    line("The most accurate preset takes minutes: eggs prune demo --method eggs-max -o out/max; eggs evaluate out/max")
+        print_line(f"\nSample of {name}:", style="bold")
+        print_line(text)
+    print_line(f"\nThe model pruned by {KEPT.label} is in {output}: transformers loads it.")
+    print_line(f"Verify it: eggs verify {output} --against demo")
+    print_line(
+        "The most accurate method takes minutes: eggs prune demo --method eggs-max -o out/max; eggs evaluate out/max"
+    )
 
 
-def _spread(blocks: list[int]) -> str:
-    if not blocks:
+def _range_text(counts: list[int]) -> str:
+    if not counts:
         return ""
-    low, high = min(blocks), max(blocks)
-    return str(low) if low == high else f"{low} to {high}, mean {sum(blocks) / len(blocks):.1f}"
+    low = min(counts)
+    high = max(counts)
+    return str(low) if low == high else f"{low} to {high}, mean {sum(counts) / len(counts):.1f}"

@@ -1,4 +1,4 @@
-"""`eggs diagnose`: where connections ran out, and what was lost."""
+"""`eggs diagnose`: connectivity of a pruned model, and what it lost against the dense one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,29 +6,40 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eggs_ptp.cli import flags
-from eggs_ptp.cli.flags import DType
 
 if TYPE_CHECKING:
-    from eggs_ptp.checkpoint.calibrated import Text
+    from eggs_ptp.research.diagnosis.calibration_metrics import CalibrationText
 
-_TEXT = "With text"
+_TEXT = "With calibration text"
 
-
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A pruned folder, dense or packed.", show_default=False)]
 _Against = Annotated[
-    str | None, typer.Option(help="The model it was made from: shares of its |W| and W^2 that were kept.")
+    str | None,
+    typer.Option(help="The dense model it was made from: shows which shares of |W| and W^2 the mask keeps."),
 ]
 _Spectra = Annotated[
     bool,
     typer.Option(
         "--spectra",
-        help="Second singular value of the normalised mask, with the random edge and the Ramanujan, Cheeger and "
-        "Tanner bounds: seconds a matrix. At 50 % it hardly tells masks apart and does not see dead inputs.",
+        help="Second singular value of the normalised mask, with that of random masks and the Ramanujan, Cheeger and "
+        "Tanner bounds: seconds per matrix. At 50 % it hardly differs between masks and does not show dead inputs.",
+    ),
+]
+_Reachability = Annotated[
+    bool,
+    typer.Option(
+        "--reachability",
+        help="Share of the pairs of residual channels that are connected by a path through stacked blocks: seconds per "
+        "block and more.",
     ),
 ]
 _Reach = Annotated[
     bool,
     typer.Option(
-        "--reach", help="Share of the channels that paths through stacked blocks join: seconds a block and more."
+        "--reach",
+        help="Old name of --reachability.",
+        hidden=True,
+        callback=flags.renamed("--reach", "--reachability"),
     ),
 ]
 _Calibration = Annotated[
@@ -44,8 +55,8 @@ _Bounds = Annotated[
     bool,
     typer.Option(
         "--bounds",
-        help="How little any mask of the pattern could lose: proven lower bounds beside the best found. Minutes "
-        "for a wide matrix.",
+        help="Proven lower bounds of the output error of any mask of the pattern, with the best masks that a search "
+        "has found. Minutes for a wide matrix.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -58,25 +69,26 @@ _Flow = Annotated[
         rich_help_panel=_TEXT,
     ),
 ]
-_NSamples = Annotated[int, typer.Option("--nsamples", min=1, help="Windows.", rich_help_panel=_TEXT)]
+_NSamples = Annotated[int, typer.Option("--nsamples", min=1, help="Number of windows.", rich_help_panel=_TEXT)]
 _SeqLen = Annotated[
     int | None,
     typer.Option(
         "--seqlen",
         min=2,
-        help="Tokens in a window. Default: 2048, or the model's context if shorter.",
+        help="Tokens of each window. Default: 2048, or the model's context if shorter.",
         rich_help_panel=_TEXT,
     ),
 ]
-_Seed = Annotated[int, typer.Option(min=0, help="Of the windows.", rich_help_panel=_TEXT)]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed that draws the windows.", rich_help_panel=_TEXT)]
 
 
+@flags.with_flags
 def diagnose(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A pruned folder, dense or packed.", show_default=False)
-    ],
+    folder: _Folder,
+    *,
     against: _Against = None,
     spectra: _Spectra = False,
+    reachability: _Reachability = False,
     reach: _Reach = False,
     calibration: _Calibration = None,
     bounds: _Bounds = False,
@@ -84,42 +96,44 @@ def diagnose(
     nsamples: _NSamples = 32,
     seqlen: _SeqLen = None,
     seed: _Seed = 0,
-    device: flags.Device = "auto",
-    dtype: flags.DTypeFlag = DType.auto,
+    run: flags.DeviceFlags,
     json: flags.Json = False,
 ) -> None:
-    """Count dead inputs and connections, check Lemma 1's floor, and say what of the dense model was retained."""
-    from eggs_ptp.checkpoint.diagnosis import Ask, diagnose_folder
-    from eggs_ptp.cli import diagnosis_text
+    """Count dead inputs and connections, check the degrees of Lemma 1, and compare with the dense model."""
+    from eggs_ptp.cli import diagnosis_tables
     from eggs_ptp.cli.terminal import Progress, print_json
     from eggs_ptp.demo.builtin import DEMO, model_folder
     from eggs_ptp.models.folder import find_folder
+    from eggs_ptp.research.diagnosis.diagnosis import DiagnosisOptions, diagnose_folder
 
-    source = None if against is None else model_folder() if against == DEMO else find_folder(against)
-    text = _text(source, calibration, nsamples, seqlen, seed, device, dtype) if source and calibration else None
-    ask = Ask(spectra, reach, bounds, flow, text)
-    if calibration and source is None:  # said before anything is read
+    source = None
+    if against is not None:
+        source = model_folder() if against == DEMO else find_folder(against)
+    text = _read_text(source, calibration, nsamples, seqlen, seed, run) if source and calibration else None
+    options = DiagnosisOptions(spectra, reachability or reach, bounds, flow, text)
+    if calibration and source is None:  # before anything is read
         from eggs_ptp.errors import CheckpointError
 
         raise CheckpointError(f"--calibration {calibration} compares with the dense model; pass it as --against")
     with Progress("diagnose", quiet=json) as progress:
-        found = diagnose_folder(folder, source, ask=ask, progress=progress.count if progress.is_bar else None)
+        callback = progress.count if progress.is_bar else None
+        diagnosis = diagnose_folder(folder, source, options=options, progress=callback)
     if json:
-        print_json(found.to_dict())
+        print_json(diagnosis.to_dict())
     else:
-        diagnosis_text.show(found)
+        diagnosis_tables.print_diagnosis(diagnosis)
 
 
-def _text(
-    source: Path, calibration: str, nsamples: int, seqlen: int | None, seed: int, device: str, dtype: DType
-) -> "Text":
-    """The tokens to run through both models."""
+def _read_text(
+    source: Path, calibration: str, nsamples: int, seqlen: int | None, seed: int, run: flags.DeviceFlags
+) -> "CalibrationText":
+    """Return the token windows to run through both models."""
     from eggs_ptp.calibration.windows import calibration_windows, check_source
-    from eggs_ptp.checkpoint.calibrated import Text
     from eggs_ptp.demo.builtin import DEMO, builtin_documents
-    from eggs_ptp.engine.place import find_device, find_dtype
+    from eggs_ptp.engine.planning.device import find_device, find_dtype
     from eggs_ptp.models.load import load_skeleton, load_tokenizer
     from eggs_ptp.recipe.recipe import CalibrationSpec
+    from eggs_ptp.research.diagnosis.calibration_metrics import CalibrationText
 
     if calibration != DEMO:
         check_source(calibration)
@@ -132,4 +146,4 @@ def _text(
         vocab_size=skeleton.vocab_size,
         builtin=builtin_documents("calibration") if calibration == DEMO else None,
     )
-    return Text(windows, find_device(device), find_dtype(dtype.value))
+    return CalibrationText(windows, find_device(run.device), find_dtype(run.dtype.value))

@@ -1,8 +1,8 @@
-"""`eggs doctor`: versions, devices, and what is available and why not."""
+"""`eggs doctor`: versions, devices, and which features are available, or why not."""
 
 import os
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 from eggs_ptp.cli import flags
 
@@ -19,40 +19,53 @@ _PACKAGES = (
     "typer",
     "rich",
     "psutil",
+    "humanize",
+    "docstring-parser",
     "numba",
     "triton",
     "datasets",
     "pyarrow",
 )
-_HUB_SECONDS = 5.0
+_HUB_TIMEOUT = 5.0  # seconds
+
+
+class Feature(NamedTuple):
+    """Something that a machine may lack: whether it is available, and what that means."""
+
+    name: str
+    available: bool
+    detail: str
 
 
 def doctor(json: flags.Json = False) -> None:
-    """Show versions and devices, and say what is available here and what is not, and why."""
-    from eggs_ptp.cli.terminal import bytes_text, line, print_json, table
+    """Show versions and devices, and which features are available here, or why they are not."""
+    from eggs_ptp.cli.terminal import format_bytes, print_json, print_line, print_table
 
-    found: dict[str, Any] = {"versions": _versions(), "machine": _machine(), "available": _available()}
+    versions = _versions()
+    machine = _machine()
+    features = [*cuda_features(), *_backend_features(), hub_feature(), datasets_feature(), pyarrow_feature()]
+    features.append(_demo_feature())
     if json:
-        print_json(found)
+        available = [{"name": feature.name, "ok": feature.available, "detail": feature.detail} for feature in features]
+        print_json({"versions": versions, "machine": machine, "available": available})
         return
-    machine = found["machine"]
-    table(("package", "version"), found["versions"].items())
-    line(f"{machine['system']}, {machine['cpu']}, {machine['cores']} cores, {machine['threads']} torch threads")
-    line(f"{bytes_text(machine['memory'])} memory, {bytes_text(machine['memory_free'])} free")
-    rows = [(what["name"], "yes" if what["ok"] else "no", what["detail"]) for what in found["available"]]
-    table(("available", "", "what that means"), rows)
+    print_table(("package", "version"), versions.items())
+    print_line(f"{machine['system']}, {machine['cpu']}, {machine['cores']} cores, {machine['threads']} torch threads")
+    print_line(f"{format_bytes(machine['memory'])} memory, {format_bytes(machine['memory_free'])} free")
+    rows = [(feature.name, "yes" if feature.available else "no", feature.detail) for feature in features]
+    print_table(("feature", "available", "detail"), rows)
 
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _machine() -> dict[str, Any]:
@@ -79,44 +92,45 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _available() -> list[dict[str, Any]]:
-    rows = [*_cuda(), *_backends(), _hub(), _datasets(), _pyarrow(), _demo()]
-    return [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in rows]
-
-
-def _cuda() -> list[tuple[str, bool, str]]:
+def cuda_features() -> list[Feature]:
+    """Return one feature per GPU, or one that says why there is none."""
     import torch
 
-    from eggs_ptp.cli.terminal import bytes_text
+    from eggs_ptp.cli.terminal import format_bytes
 
     if torch.cuda.is_available():
-        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return [
-            (
-                f"cuda:{index}",
-                True,
-                f"{device.name}, {bytes_text(device.total_memory)}, compute capability {device.major}.{device.minor}",
-            )
-            for index, device in enumerate(devices)
-        ]
+        features = []
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            capability = f"compute capability {device.major}.{device.minor}"
+            detail = f"{device.name}, {format_bytes(device.total_memory)}, {capability}"
+            features.append(Feature(f"cuda:{index}", True, detail))
+        return features
     if torch.version.cuda is None:
-        return [("cuda", False, "this torch was built without CUDA; everything runs on the CPU")]
-    return [("cuda", False, f"torch has CUDA {torch.version.cuda}, but finds no GPU or driver; all runs on the CPU")]
+        return [Feature("cuda", False, "this torch was built without CUDA; everything runs on the CPU")]
+    detail = f"torch has CUDA {torch.version.cuda}, but finds no GPU or driver; everything runs on the CPU"
+    return [Feature("cuda", False, detail)]
 
 
-def _backends() -> list[tuple[str, bool, str]]:
-    from eggs_ptp.sparse.backends import table
+def _backend_features() -> list[Feature]:
+    """Return one feature per backend of packed products: available if it can compute one of the sample products."""
+    from eggs_ptp.sparse.backends import registered_backends, unusable_backends
 
-    rows = []
-    for backend in table():
-        reasons = [backend.why_not(*product) for product in _products()]
-        told = [reason for reason in reasons if reason and not reason.startswith("device ")] or reasons
-        rows.append((f"packed: {backend.name}", None in reasons, backend.about if None in reasons else told[-1] or ""))
-    return rows
+    features = []
+    for backend in registered_backends():
+        reasons = [backend.unsupported_reason(*product) for product in _sample_products()]
+        available = None in reasons
+        beyond_device = [reason for reason in reasons if reason and not reason.startswith("device ")]
+        reason = (beyond_device or reasons)[-1] or ""
+        features.append(Feature(f"packed: {backend.name}", available, backend.description if available else reason))
+    return features + [
+        Feature(f"packed: {broken.name}", False, f"from {broken.distribution}: {broken.reason}")
+        for broken in unusable_backends()
+    ]
 
 
-def _products() -> list[Any]:
-    """Through a 2:4 matrix one token and a long prompt, on either device."""
+def _sample_products() -> list[Any]:
+    """Return arguments of `unsupported_reason`: one token and a long prompt through a 2:4 matrix, on GPU and CPU."""
     import torch
 
     from eggs_ptp.core.pattern import Pattern
@@ -125,45 +139,46 @@ def _products() -> list[Any]:
     return [(device, torch.bfloat16, Pattern(2, 4), 4096, 4096, batch) for device in devices for batch in (1, 4096)]
 
 
-def _hub() -> tuple[str, bool, str]:
+def hub_feature() -> Feature:
+    """Return whether the Hugging Face hub can be reached."""
     from huggingface_hub import constants, get_session
 
     name = "hub"
     if constants.HF_HUB_OFFLINE:
-        return name, False, "HF_HUB_OFFLINE is set: only local folders, local text and what is in the cache"
+        return Feature(name, False, "HF_HUB_OFFLINE is set: only local folders, local text and what is in the cache")
     try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-    except Exception as error:  # the kinds differ between requests and httpx, which hub versions use
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+    except Exception as error:  # requests or httpx, depending on the version of huggingface_hub
         reason = " ".join(str(error).split())[:120]
-        return name, False, f"{constants.ENDPOINT} does not answer ({reason}): only local folders and text"
-    return name, True, f"{constants.ENDPOINT} answers: models by name, and C4 and WikiText-2 as default texts"
+        return Feature(name, False, f"{constants.ENDPOINT} does not answer ({reason}): only local folders and text")
+    return Feature(name, True, f"{constants.ENDPOINT} answers: models by name, and C4 and WikiText-2 as default texts")
 
 
-def _datasets() -> tuple[str, bool, str]:
-    if _installed("datasets"):
-        return "datasets", True, "texts from the hub, such as C4 (the default calibration) and WikiText-2"
-    return (
-        "datasets",
-        False,
-        "no texts from the hub, so --calibration and --text must name files; pip install datasets",
-    )
+def datasets_feature() -> Feature:
+    """Return whether texts can be loaded from the hub."""
+    if is_installed("datasets"):
+        return Feature("datasets", True, "texts from the hub, such as C4 (the default calibration) and WikiText-2")
+    detail = "no texts from the hub, so --calibration and --text must name files; pip install datasets"
+    return Feature("datasets", False, detail)
 
 
-def _pyarrow() -> tuple[str, bool, str]:
-    if _installed("pyarrow"):
-        return "pyarrow", True, "Parquet files as text"
-    return "pyarrow", False, "no Parquet files as text; pip install pyarrow"
+def pyarrow_feature() -> Feature:
+    """Return whether Parquet files can be read."""
+    if is_installed("pyarrow"):
+        return Feature("pyarrow", True, "Parquet files as text")
+    return Feature("pyarrow", False, "no Parquet files as text; pip install pyarrow")
 
 
-def _demo() -> tuple[str, bool, str]:
+def _demo_feature() -> Feature:
     from eggs_ptp.demo.builtin import model_folder
 
     if (model_folder() / "model.safetensors").is_file():
-        return "demo", True, "the built-in model: eggs demo"
-    return "demo", False, f"the built-in model is not in {model_folder()}: reinstall eggs-ptp"
+        return Feature("demo", True, "the built-in model: eggs demo")
+    return Feature("demo", False, f"the built-in model is not in {model_folder()}: reinstall eggs-ptp")
 
 
-def _installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, without importing it."""
     import importlib.util
 
     return importlib.util.find_spec(package) is not None

@@ -5,28 +5,33 @@ from typing import Annotated
 import typer
 
 from eggs_ptp.cli import flags
-from eggs_ptp.cli.flags import DType
+
+_Prompt = Annotated[str, typer.Option(help="Text that the model continues.", show_default=False)]
+_Tokens = Annotated[int, typer.Option(min=1, help="Maximal number of new tokens.")]
+_Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0: greedy decoding.")]
+_Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 
 
+@flags.with_flags
 def generate(
     model: flags.Model,
-    prompt: Annotated[str, typer.Option(help="The text to go on from.", show_default=False)],
-    tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
-    device: flags.Device = "auto",
-    dtype: flags.DTypeFlag = DType.auto,
+    *,
+    prompt: _Prompt,
+    tokens: _Tokens = 100,
+    temperature: _Temperature = 0.8,
+    seed: _Seed = 0,
+    run: flags.DeviceFlags,
     trust_remote_code: flags.TrustRemoteCode = False,
     json: flags.Json = False,
 ) -> None:
-    """Let a model go on from a prompt."""
+    """Generate text from a prompt."""
     from eggs_ptp import api
-    from eggs_ptp.cli.terminal import line, print_json
+    from eggs_ptp.cli.terminal import print_json, print_line
     from eggs_ptp.evaluation.generate import sample_text
 
-    network, tokenizer = api.load(model, device=device, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    network, tokenizer = api.load(model, trust_remote_code=trust_remote_code, **run.arguments())
     text = sample_text(network, tokenizer, prompt, tokens=tokens, temperature=temperature, seed=seed)
     if json:
         print_json({"model": model, "prompt": prompt, "text": text, "temperature": temperature, "seed": seed})
     else:
-        line(text)
+        print_line(text)

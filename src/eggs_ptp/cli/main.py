@@ -1,4 +1,4 @@
-"""The command `eggs`. Little is imported before `main` runs, so that Ctrl-C is one line from the start."""
+"""The command `eggs`. Little is imported before `main` runs, so that Ctrl-C prints one line from the start."""
 
 import os
 import signal
@@ -6,35 +6,42 @@ import sys
 import threading
 from collections.abc import Sequence
 
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0, 1 (`verify` found faults), 2 (an error), 130 or 143 (interrupted).
+    """Run one verb.
 
-    A termination (SIGTERM, as schedulers send it) ends a run as Ctrl-C does.
+    A termination (SIGTERM, as schedulers send it) ends a run in the same way as Ctrl-C.
+
+    Args:
+        arguments: The command line without `eggs`; None takes that of this process.
+
+    Returns:
+        The exit code: 0, 1 (`verify` has found faults), 2 (an error), 130 (interrupted) or 143 (terminated).
     """
     terminated = False
 
-    def terminate(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         nonlocal terminated
         terminated = True
         raise KeyboardInterrupt
 
-    # Read by torch at its first tensor: memory of 2 MB and more in large pages, of which a run has less to clear.
+    # torch reads this at its first tensor: allocations of 2 MB and more use large pages, which are cheaper to clear.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    before = None
+    previous_handler = None
     try:
         if threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGTERM, terminate)
+            previous_handler = signal.signal(signal.SIGTERM, interrupt)
         from eggs_ptp.cli.program import run
 
         code = run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         code = INTERRUPTED
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if previous_handler is not None:
+            signal.signal(signal.SIGTERM, previous_handler)
     if code == INTERRUPTED:
         print("eggs: interrupted", file=sys.stderr)  # noqa: T201
         return TERMINATED if terminated else INTERRUPTED

@@ -1,4 +1,4 @@
-"""`eggs methods`: the catalogue, and each method taken apart."""
+"""`eggs methods`: the catalogue of methods, and the steps of each."""
 
 import inspect
 import typing
@@ -10,17 +10,14 @@ from eggs_ptp.cli import flags
 
 if TYPE_CHECKING:
     from eggs_ptp.method.method import Method
-    from eggs_ptp.method.step import Bound
+    from eggs_ptp.method.step import BoundStep
+
+_Name = Annotated[str | None, typer.Argument(metavar="NAME", help="A method to explain.", show_default=False)]
+_Recipe = Annotated[bool, typer.Option("--recipe", help="Print NAME as a recipe file with every option.")]
 
 
-def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A method to explain.", show_default=False)] = None,
-    recipe: Annotated[
-        bool, typer.Option("--recipe", help="Print NAME as a recipe file, every option spelled out.")
-    ] = False,
-    json: flags.Json = False,
-) -> None:
-    """List the methods, or explain one: its formulas, options, statistics and source."""
+def methods(name: _Name = None, recipe: _Recipe = False, json: flags.Json = False) -> None:
+    """List the methods, or explain one: its formulas, options, calibration statistics and source."""
     from eggs_ptp.cli.terminal import print_json
     from eggs_ptp.method.catalogue import DEFAULT_METHOD, METHODS, find_method
     from eggs_ptp.method.step import SLOTS, names
@@ -29,10 +26,13 @@ def methods(
         _print_recipe(name)
         return
     if name is not None:
-        explained = _explain(find_method(name))
-        print_json(explained) if json else _print_method(explained)
+        description = _describe(find_method(name))
+        if json:
+            print_json(description)
+        else:
+            _print_method(description)
         return
-    rows = [
+    catalogue = [
         {
             "name": method.name,
             "title": method.title,
@@ -43,7 +43,10 @@ def methods(
         for method in METHODS.values()
     ]
     steps = {slot: list(names(slot)) for slot in SLOTS}
-    print_json({"methods": rows, "steps": steps}) if json else _print_list(rows, steps)
+    if json:
+        print_json({"methods": catalogue, "steps": steps})
+    else:
+        _print_catalogue(catalogue, steps)
 
 
 def _print_recipe(name: str | None) -> None:
@@ -57,7 +60,7 @@ def _print_recipe(name: str | None) -> None:
     typer.echo(Recipe(method=name, steps=method.to_dict()["steps"]).to_toml(), nl=False)
 
 
-def _explain(method: "Method") -> dict[str, Any]:
+def _describe(method: "Method") -> dict[str, Any]:
     from eggs_ptp.core.stats import STATISTICS
 
     bound = method.bind()
@@ -66,49 +69,49 @@ def _explain(method: "Method") -> dict[str, Any]:
         "title": method.title,
         "source": method.source,
         "statistics": {name: STATISTICS[name].formula for name in sorted(bound.statistics)},
-        "steps": [_explain_step(step) for step in bound.links],
+        "steps": [_describe_step(step) for step in bound.bound_steps],
     }
 
 
-def _explain_step(step: "Bound") -> dict[str, Any]:
-    from eggs_ptp.cli.docstring import take_apart
+def _describe_step(step: "BoundStep") -> dict[str, Any]:
+    from eggs_ptp.cli.step_docstring import parse_step_docstring
 
-    text = take_apart(step.function.__doc__ or "")
-    hints = typing.get_type_hints(step.function, include_extras=True)
-    defaults = {name: found.default for name, found in inspect.signature(step.function).parameters.items()}
+    docstring = parse_step_docstring(step.function.__doc__ or "")
+    types = typing.get_type_hints(step.function, include_extras=True)
+    parameters = inspect.signature(step.function).parameters
     return {
         "slot": step.slot,
         "name": step.name,
         "function": f"{step.function.__module__}:{step.function.__name__}",
         "data": list(step.data),
-        "formula": text.formula,
+        "formula": docstring.description,
         "options": [
             {
                 "name": name,
                 "value": value,
-                "default": defaults[name],
-                "allowed": _allowed(hints.get(name, Any)),
-                "meaning": text.arguments.get(name, ""),
+                "default": parameters[name].default,
+                "allowed": allowed_values(types.get(name, Any)),
+                "meaning": docstring.arguments.get(name, ""),
             }
             for name, value in step.options.items()
         ],
-        "source": text.source,
-        "differs": text.differs,
+        "source": docstring.source,
+        "differs": docstring.differs,
     }
 
 
-def _allowed(annotation: Any) -> str:
-    """Say in words what an option's type admits: `integer >= 0 or "auto"`."""
+def allowed_values(annotation: Any) -> str:
+    """Describe the values that the type of an option allows: `integer >= 0 or "auto"`."""
     from pydantic import TypeAdapter
 
-    return _words(TypeAdapter(annotation).json_schema())
+    return _schema_text(TypeAdapter(annotation).json_schema())
 
 
-def _words(schema: dict[str, Any]) -> str:
+def _schema_text(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
-        return " or ".join(_words(each) for each in schema["anyOf"])
+        return " or ".join(_schema_text(alternative) for alternative in schema["anyOf"])
     if "const" in schema or "enum" in schema:
-        return " | ".join(_value(each) for each in schema.get("enum", [schema.get("const")]))
+        return " | ".join(_value_text(value) for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "boolean":
         return "true | false"
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -116,52 +119,52 @@ def _words(schema: dict[str, Any]) -> str:
     return " ".join([str(schema.get("type", "any")), " and ".join(bounds)]).strip()
 
 
-def _value(value: Any) -> str:
-    """As a recipe or `--set` would have it."""
+def _value_text(value: Any) -> str:
+    """Write a value as in a recipe or after `--set`."""
     import json
 
     return json.dumps(value)
 
 
-def _print_list(rows: list[dict[str, Any]], steps: dict[str, list[str]]) -> None:
-    from eggs_ptp.cli.terminal import line, table
+def _print_catalogue(catalogue: list[dict[str, Any]], steps: dict[str, list[str]]) -> None:
+    from eggs_ptp.cli.terminal import print_line, print_table
 
-    cells = [
-        (
-            f"{row['name']}{' (default)' if row['default'] else ''}",
-            row["title"],
-            ", ".join(row["statistics"]) or "weights alone",
-            row["source"],
-        )
-        for row in rows
-    ]
-    table(("method", "what it does", "needs", "source"), cells)
-    line("Steps that a recipe or --set can put together, such as --set steps.score=wanda:")
+    rows = []
+    for method in catalogue:
+        name = f"{method['name']} (default)" if method["default"] else method["name"]
+        statistics = ", ".join(method["statistics"]) or "none (weights only)"
+        rows.append((name, method["title"], statistics, method["source"]))
+    print_table(("method", "description", "calibration statistics", "source"), rows)
+    print_line("Steps that a recipe or --set can combine, such as --set steps.score=wanda:")
     for slot, names in steps.items():
-        line(f"  {slot}: {', '.join(names) or '(your own, as package.module:function)'}")
-    line("Formulas and options of one: eggs methods NAME")
+        print_line(f"  {slot}: {', '.join(names) or '(your own, as package.module:function)'}")
+    print_line("Formulas and options of a method: eggs methods NAME")
 
 
 def _print_method(method: dict[str, Any]) -> None:
-    from eggs_ptp.cli.terminal import line, table
+    from eggs_ptp.cli.terminal import print_line, print_table
 
-    line(f"{method['name']}: {method['title']}\nSource: {method['source']}")
+    print_line(f"{method['name']}: {method['title']}\nSource: {method['source']}")
     for name, formula in method["statistics"].items():
-        line(f"Needs {name}: {formula}")
+        print_line(f"Calibration statistic {name}: {formula}")
     if not method["statistics"]:
-        line("Needs the weights alone, no calibration text")
+        print_line("Calibration statistics: none; only the weights are used")
     for step in method["steps"]:
-        line(f"\n{step['slot']} = {step['name']}   ({step['function']})", style="bold")
-        line(step["formula"])
+        print_line(f"\n{step['slot']} = {step['name']}   ({step['function']})", style="bold")
+        print_line(step["formula"])
         if step["options"]:
-            heads = [f"steps.{step['slot']}.", "here", "default", "allowed", "meaning"]
+            columns = [f"steps.{step['slot']}.", "value", "default", "allowed", "meaning"]
             rows = [
-                [each["name"], _value(each["value"]), _value(each["default"]), each["allowed"], each["meaning"]]
-                for each in step["options"]
+                [
+                    option["name"],
+                    _value_text(option["value"]),
+                    _value_text(option["default"]),
+                    option["allowed"],
+                    option["meaning"],
+                ]
+                for option in step["options"]
             ]
-            if not any(row[-1] for row in rows):
-                heads, rows = heads[:-1], [row[:-1] for row in rows]
-            table(heads, rows)
-        line(f"Source: {step['source']}")
+            print_table(columns, rows)
+        print_line(f"Source: {step['source']}")
         if step["differs"]:
-            line(f"Differs: {step['differs']}")
+            print_line(f"Differs: {step['differs']}")

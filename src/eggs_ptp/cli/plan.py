@@ -1,112 +1,90 @@
-"""`eggs plan`: what `prune` would do, before it does it."""
+"""`eggs plan`: what `eggs prune` would do, without doing it."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eggs_ptp.cli import flags
-from eggs_ptp.cli.flags import DType
 
 if TYPE_CHECKING:
-    from eggs_ptp.engine.plan import Plan
+    from eggs_ptp.engine.planning.plan import Plan
 
-_ORDERS = {
-    "fold": "folded into the weights, so that every N:M matrix is N:M in its own column order",
-    "gather": "kept in eggs/orders.safetensors, for a packed model to gather at run time",
-    "mask": "used for the masks alone",
+_PERMUTATIONS = {
+    "fold": "folded into the weights, so that every N:M matrix satisfies its pattern in its stored column order",
+    "gather": "stored in eggs/orders.safetensors, for a packed model to gather at run time",
+    "mask": "used to choose the masks only",
 }
-_TEXTS = {"": "C4 (hub)", "demo": "the built-in text"}
+_CALIBRATION_SOURCES = {"": "C4 (hub)", "demo": "the built-in text"}
 
 
+@flags.with_flags
 def plan(
     model: flags.Model,
-    method: flags.Method = None,
-    pattern: flags.Pattern = None,
-    calibration: flags.Calibration = None,
-    nsamples: flags.NSamples = None,
-    seqlen: flags.SeqLen = None,
-    seed: flags.Seed = None,
-    orders: flags.OrdersFlag = None,
-    include: flags.Include = None,
-    exclude: flags.Exclude = None,
-    recipe: flags.RecipeFile = None,
-    set_: flags.Set = None,
-    mask: flags.Mask = None,
-    device: flags.Device = "auto",
-    dtype: flags.DTypeFlag = DType.auto,
-    memory: flags.Memory = None,
-    revision: flags.Revision = None,
-    trust_remote_code: flags.TrustRemoteCode = False,
+    *,
+    recipe: flags.RecipeFlags,
+    run: flags.RunFlags,
     json: flags.Json = False,
 ) -> None:
-    """Say what prune would do to every matrix, with memory and time, without reading weights."""
+    """Show what prune would do to every matrix, with memory and time, without reading weights."""
     from eggs_ptp import api
-    from eggs_ptp.cli.rows import fold
-    from eggs_ptp.cli.terminal import line, print_json, table
+    from eggs_ptp.cli.merged_rows import merge_rows
+    from eggs_ptp.cli.terminal import print_json, print_line, print_table
 
-    asked = flags.recipe_of(
-        recipe,
-        set_,
-        method=method,
-        pattern=pattern,
-        calibration=calibration,
-        nsamples=nsamples,
-        seqlen=seqlen,
-        seed=seed,
-        orders=orders.value if orders else None,
-        include=include,
-        exclude=exclude,
-        mask=str(mask) if mask else None,
-    )
-    where: dict[str, Any] = {"device": device, "dtype": dtype.value, "memory": flags.memory_of(memory)}
-    decided = api.plan(model, asked, revision=revision, trust_remote_code=trust_remote_code, **where)
+    pruning_plan = api.plan(model, recipe.recipe(), **run.arguments())
+    data = pruning_plan.to_dict()
     if json:
-        print_json(decided.to_dict())
+        print_json(data)
         return
     rows = []
-    for matrix in decided.to_dict()["matrices"]:
+    for matrix in data["matrices"]:
         shape = " x ".join(str(length) for length in matrix["shape"])
-        verdict = (
-            ("", "", f"dense: {matrix['skipped']}")
-            if matrix["skipped"]
-            else (matrix["pattern"], matrix["method"], ", ".join(matrix["statistics"]) or "weights alone")
-        )
-        rows.append((matrix["name"], (shape, matrix["reads"], *verdict)))
-    heads = ("matrices", ">count", ">shape", "reads", "pattern", "method", "needs")
-    table(heads, ([each.label, str(len(each.names)), *each.cells] for each in fold(rows)))
-    line("\n".join(summary(model, decided)))
+        if matrix["skipped"]:
+            treatment = ["", "", f"not pruned: {matrix['skipped']}"]
+        else:
+            statistics = ", ".join(matrix["statistics"]) or "none"
+            treatment = [matrix["pattern"], matrix["method"], statistics]
+        rows.append((matrix["name"], [shape, matrix["input_activation"], *treatment]))
+    columns = ("matrices", ">count", ">shape", "input activation", "pattern", "method", "statistics")
+    print_table(columns, ([row.label, str(len(row.names)), *row.cells] for row in merge_rows(rows)))
+    print_line("\n".join(summary(model, pruning_plan)))
 
 
-def summary(model: str, decided: "Plan") -> list[str]:
-    """What will happen, in a few lines."""
-    from eggs_ptp.cli.terminal import bytes_text, seconds_text
+def summary(model: str, pruning_plan: "Plan") -> list[str]:
+    """Return a few lines that say what a run will do and what it costs.
 
-    data = decided.to_dict()
+    Args:
+        model: The model as the user has named it.
+        pruning_plan: The plan of the run.
+    """
+    from eggs_ptp.cli.terminal import format_bytes, format_duration
+
+    data = pruning_plan.to_dict()
     counts = Counter(
         "left dense" if matrix["skipped"] else f"to {matrix['pattern']} by {matrix['method']}"
         for matrix in data["matrices"]
     )
-    what = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    treatments = ", ".join(f"{count} {treatment}" for treatment, count in counts.items())
     lines = [
         f"{model} ({data['model_type']}, {data['blocks']} blocks, {len(data['matrices'])} matrices) on "
-        f"{data['device']} in {data['dtype']}: {what}; embeddings, norms and head are not pruned",
+        f"{data['device']} in {data['dtype']}: {treatments}; embeddings, norms and lm_head are not pruned",
     ]
     if data["discovered"]:
         lines.append(
-            f"{data['model_type']} has no family here: its linears were found in the module tree, each with inputs of "
-            "its own, and no order can be folded"
+            f"model type {data['model_type']} is not in the table of families: its linears were found in the module "
+            "tree, no two of them share statistics, and no permutation can be folded"
         )
     if data["nsamples"]:
-        source = _TEXTS.get(data["calibration"], data["calibration"])
+        source = _CALIBRATION_SOURCES.get(data["calibration"], data["calibration"])
         lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}")
     else:
         lines.append("calibration: none needed")
-    if data["orders"]:
-        lines.append(f"channel orders: {_ORDERS[data['orders']]}")
-    lines.append(f"about {bytes_text(data['memory_bytes'])} on top of the libraries, {seconds_text(data['seconds'])}")
-    if decided.budget.allowance is not None:
-        held = bytes_text(decided.budget.allowance)
+    if data["permutation"]:
+        lines.append(f"channel permutations: {_PERMUTATIONS[data['permutation']]}")
+    memory = format_bytes(data["memory_bytes"])
+    lines.append(f"estimate: {memory} of memory in addition to the libraries, {format_duration(data['seconds'])}")
+    budget = pruning_plan.budget
+    if budget.allowance is not None:
         lines.append(
-            f"within --memory: batches of {decided.budget.batch_tokens} tokens, {held} of activations in memory, the "
-            "others in files beside the output"
+            f"to stay within --memory: batches of {budget.batch_tokens} tokens, {format_bytes(budget.allowance)} of "
+            "activations in memory, the others in files next to the output"
         )
     return lines

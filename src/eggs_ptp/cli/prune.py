@@ -1,4 +1,4 @@
-"""`eggs prune`: the main job."""
+"""`eggs prune`: prune a model and write it."""
 
 import shlex
 import sys
@@ -9,162 +9,191 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eggs_ptp.cli import flags
-from eggs_ptp.cli.flags import DType
-from eggs_ptp.cli.launch import command
+from eggs_ptp.cli.torchrun_command import shell_command
 from eggs_ptp.errors import RecipeError
 
 if TYPE_CHECKING:
-    from eggs_ptp.checkpoint.record import RunRecord
+    from eggs_ptp.checkpoint.run_record import RunRecord
+    from eggs_ptp.engine.planning.plan import Plan
     from eggs_ptp.recipe.recipe import Recipe
 
+_TRIALS = "Trials"
 
+_Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
+_Try = Annotated[
+    str | None,
+    typer.Option(
+        "--try",
+        metavar="KEY=VALUE,VALUE,...",
+        help="Prune with each value of a recipe key, such as steps.select.B=0,1,2,5, and keep the result with the "
+        "lowest perplexity.",
+        rich_help_panel=_TRIALS,
+        show_default=False,
+    ),
+]
+_TryText = Annotated[
+    str | None,
+    typer.Option(
+        "--try-text",
+        help="Text that --try evaluates on; use another than the calibration text.",
+        rich_help_panel=_TRIALS,
+        show_default=False,
+    ),
+]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")]
 _Journal = Annotated[
-    bool, typer.Option(help="Keep finished blocks if interrupted; the same command goes on from there.")
+    bool, typer.Option(help="Keep finished blocks if the run is interrupted; the same command resumes after them.")
 ]
 
 
+@flags.with_flags
 def prune(
     context: typer.Context,
     model: flags.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)],
-    method: flags.Method = None,
-    pattern: flags.Pattern = None,
-    calibration: flags.Calibration = None,
-    nsamples: flags.NSamples = None,
-    seqlen: flags.SeqLen = None,
-    seed: flags.Seed = None,
-    orders: flags.OrdersFlag = None,
-    include: flags.Include = None,
-    exclude: flags.Exclude = None,
-    recipe: flags.RecipeFile = None,
-    set_: flags.Set = None,
-    mask: flags.Mask = None,
-    try_: flags.Try = None,
-    try_text: flags.TryText = None,
-    device: flags.Device = "auto",
-    dtype: flags.DTypeFlag = DType.auto,
-    memory: flags.Memory = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")] = False,
+    output: _Output,
+    *,
+    recipe: flags.RecipeFlags,
+    try_: _Try = None,
+    try_text: _TryText = None,
+    run: flags.RunFlags,
+    overwrite: _Overwrite = False,
     journal: _Journal = True,
-    revision: flags.Revision = None,
-    trust_remote_code: flags.TrustRemoteCode = False,
     json: flags.Json = False,
 ) -> None:
-    """Prune a model and write it as a Hugging Face folder that loads everywhere."""
-    from eggs_ptp.engine.team import joined
+    """Prune a model and write it as a Hugging Face folder that transformers loads."""
+    from eggs_ptp.checkpoint.staging import StagingFolder
+    from eggs_ptp.engine.distributed.torchrun import process_group
 
-    recipe_of = partial(
-        flags.recipe_of,
-        recipe,
-        method=method,
-        pattern=pattern,
-        calibration=calibration,
-        nsamples=nsamples,
-        seqlen=seqlen,
-        seed=seed,
-        orders=orders.value if orders else None,
-        include=include,
-        exclude=exclude,
-        mask=str(mask) if mask else None,
-    )
-    how: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with joined(device) as ranks:
-        how["memory"] = flags.memory_of(memory)
-        _check(try_, ranks.count, output, recipe)
-        tried = flags.values_of(try_, revision, trust_remote_code) if try_ else []
-        recipes, found = {value: recipe_of([*(set_ or ()), value]) for value in tried}, dict[str, float]()
-        asked = recipes[tried[0]] if tried else recipe_of(set_)
-        where, quiet = {"device": ranks.device(device), "dtype": dtype.value}, json or not ranks.leads
-        _announce(model, asked, output, overwrite, quiet=quiet, **where, **how)
-        if try_:
-            found = _choose(recipes, model, try_text, where, quiet=json)
-            asked = recipes[next(iter(found))]
-        how |= {"overwrite": overwrite, "journal": journal, "ranks": ranks}
-        record = _prune(context, quiet, model, output, asked, **where, **how)
-    if ranks.leads:
-        _report(record, output, found, json=json)
+    with process_group(run.device) as group:
+        arguments = {**run.arguments(), "device": group.device(run.device)}
+        _check_arguments(try_, group.world_size, output, recipe.file)
+        candidates = {override: recipe.recipe(override) for override in _trial_overrides(try_, run)}
+        chosen = next(iter(candidates.values())) if candidates else recipe.recipe()
+        quiet = json or not group.is_main_process
+        perplexities = {}
+        if candidates:
+            StagingFolder(output, overwrite=overwrite)  # raises here, before the trials
+            where = {name: arguments[name] for name in ("device", "dtype")}
+            perplexities = _try_candidates(candidates, model, try_text, where, quiet=json)
+            chosen = candidates[next(iter(perplexities))]
+        arguments |= {"overwrite": overwrite, "journal": journal, "group": group}
+        if not quiet:
+            arguments["on_plan"] = partial(_print_plan, model)
+        record = _prune(context, model, output, chosen, arguments, quiet=quiet)
+    if group.is_main_process:
+        _print_record(record, output, perplexities, json=json)
 
 
-def _check(values: str | None, processes: int, output: Path, recipe: Path | None) -> None:
-    from eggs_ptp.checkpoint.draft import check_survives
+def _check_arguments(trials: str | None, world_size: int, output: Path, recipe: Path | None) -> None:
+    from eggs_ptp.checkpoint.staging import check_survives
 
     check_survives(output, *filter(None, [recipe]))
-    if values and processes > 1:
-        raise RecipeError("--try is for one process; choose with it first, then start several without it")
+    if trials and world_size > 1:
+        raise RecipeError(
+            f"--try: got {world_size} processes, but trials run in one; choose the value first, then start several "
+            "processes without --try"
+        )
 
 
-def _announce(model: str, asked: "Recipe", output: Path, overwrite: bool, *, quiet: bool, **how: Any) -> None:
-    """Say what will be done, if it can be."""
-    from eggs_ptp import api
-    from eggs_ptp.checkpoint.draft import Draft
+def _trial_overrides(trials: str | None, run: flags.RunFlags) -> list[str]:
+    """Return one override of the recipe per value of `--try`.
+
+    Raises:
+        RecipeError: It is not KEY=VALUE,VALUE,..., or the model is not simply at its name.
+    """
+    if trials is None:
+        return []
+    key, _, values = trials.partition("=")
+    if not key.strip() or not all(value.strip() for value in values.split(",")):
+        raise RecipeError(f"--try: expected KEY=VALUE,VALUE,..., such as steps.select.B=0,1,2,5; got {trials!r}")
+    if run.revision or run.trust_remote_code:
+        raise RecipeError("--try: not possible with --revision or --trust-remote-code; prune a local folder")
+    return [f"{key.strip()}={value.strip()}" for value in values.split(",")]
+
+
+def _print_plan(model: str, plan: "Plan") -> None:
     from eggs_ptp.cli.plan import summary
-    from eggs_ptp.cli.terminal import line
+    from eggs_ptp.cli.terminal import print_line
 
-    Draft(output, overwrite=overwrite)  # refused before anything is said
+    print_line("\n".join(summary(model, plan)), stderr=True)
+
+
+def _try_candidates(
+    candidates: "dict[str, Recipe]", model: str, text: str | None, where: dict[str, Any], *, quiet: bool
+) -> dict[str, float]:
+    """Prune with each recipe and return the perplexities, the lowest first."""
+    from eggs_ptp.cli.terminal import print_line
+    from eggs_ptp.comparison.ranking import rank_recipes
+
+    def print_progress(done: int, total: int, description: str) -> None:
+        if not quiet:
+            print_line(f"try: {done}/{total} {description}", stderr=True)
+
+    perplexities = rank_recipes(candidates, model, text=text, progress=print_progress, **where)
     if not quiet:
-        line("\n".join(summary(model, api.plan(model, asked, **how))), stderr=True)
+        best, *others = (f"{override}: perplexity {value:.2f}" for override, value in perplexities.items())
+        print_line(f"Chosen: {best}; {', '.join(others) or 'no other value'}", stderr=True)
+    return perplexities
 
 
-def _prune(context: typer.Context, quiet: bool, *what: Any, **how: Any) -> "RunRecord":
-    """Prune, and say how to go on with what an interruption leaves."""
+def _prune(
+    context: typer.Context, model: str, output: Path, recipe: "Recipe", arguments: dict[str, Any], *, quiet: bool
+) -> "RunRecord":
+    """Prune; if the run is interrupted, print the command that resumes it."""
     from eggs_ptp import api
     from eggs_ptp.cli.terminal import Progress
 
     try:
         with Progress("prune", quiet=quiet) as progress:
-            return api.prune(*what, listener=progress.listen, **how)
+            return api.prune(model, output, recipe, listener=progress.listen, **arguments)
     except BaseException as error:
         for note in getattr(error, "__notes__", ()):
-            print(f"eggs: {note}: {shlex.join(command(context.obj))}", file=sys.stderr)  # noqa: T201
+            print(f"eggs: {note}: {shlex.join(shell_command(context.obj))}", file=sys.stderr)  # noqa: T201
         raise
 
 
-def _choose(
-    recipes: "dict[str, Recipe]", model: str, text: str | None, where: dict[str, Any], *, quiet: bool
-) -> dict[str, float]:
-    from eggs_ptp.cli.terminal import line
-    from eggs_ptp.comparison.choose import choose
-
-    def tell(done: int, total: int, what: str) -> None:
-        if not quiet:
-            line(f"try: {done}/{total} {what}", stderr=True)
-
-    found = choose(recipes, model, text=text, progress=tell, **where)
-    if not quiet:
-        best, *others = (f"{label}: perplexity {value:.2f}" for label, value in found.items())
-        line(f"Kept {best}; {', '.join(others) or 'nothing else tried'}", stderr=True)
-    return found
-
-
-def _report(record: "RunRecord", output: Path, tried: dict[str, float], *, json: bool) -> None:
-    from eggs_ptp.cli.terminal import bytes_text, line, print_json, seconds_text, table
+def _print_record(record: "RunRecord", output: Path, perplexities: dict[str, float], *, json: bool) -> None:
+    from eggs_ptp.cli.terminal import format_bytes, format_duration, print_json, print_line, print_table
 
     if json:
-        print_json({**record.to_dict(), "output": str(output), **({"tried": tried} if tried else {})})
+        trials = {"tried": perplexities} if perplexities else {}
+        print_json({**record.to_dict(), "output": str(output), **trials})
         return
-    heads = ["matrices", ">count", "pattern", ">kept", "method", ">mean error", ">worst", "B of each block"]
-    rows = _rows(record.matrices)
+    columns = ["matrices", ">count", "pattern", ">kept", "method", ">mean error", ">max error", "B of each block"]
+    rows = matrix_rows(record.matrices)
     if not any(row[-1] for row in rows):
-        heads, rows = heads[:-1], [row[:-1] for row in rows]
-    table(heads, rows)
-    stages = ", ".join(f"{name} {seconds_text(spent)}" for name, spent in record.stages.items() if spent >= 0.005)
-    line(f"{seconds_text(record.seconds)} ({stages}), peak memory {bytes_text(record.peak_memory_bytes)}")
-    line(f"Written to {output}; every matrix is recorded in {output / 'eggs.json'}")
+        columns = columns[:-1]
+        rows = [row[:-1] for row in rows]
+    print_table(columns, rows)
+    stages = ", ".join(
+        f"{stage} {format_duration(seconds)}" for stage, seconds in record.stages.items() if seconds >= 0.005
+    )
+    print_line(f"{format_duration(record.seconds)} ({stages}), peak memory {format_bytes(record.peak_memory_bytes)}")
+    print_line(f"Written to {output}; the record of every matrix is in {output / 'eggs.json'}")
     against = f" --against {record.source['model']}" if record.source.get("model") else ""
-    line(f"Prove it: eggs verify {output}{against}")
+    print_line(f"Verify it: eggs verify {output}{against}")
 
 
-def _rows(matrices: list[dict[str, Any]]) -> list[list[str]]:
-    """One row for the matrices that differ in their block alone; error is the share of the output's energy lost."""
-    from eggs_ptp.cli.rows import fold
+def matrix_rows(matrices: list[dict[str, Any]]) -> list[list[str]]:
+    """Return table rows of matrices, one for all that differ in their block only, with mean and maximal output error.
 
-    cells = [(m["name"], (m["pattern"], f"{m['density']:.1%}", m["method"])) for m in matrices]
-    records = {matrix["name"]: matrix for matrix in matrices}
+    Args:
+        matrices: The records of the matrices, as in eggs.json.
+    """
+    from eggs_ptp.cli.merged_rows import merge_rows
+
+    named_cells = [
+        (matrix["name"], (matrix["pattern"], f"{matrix['density']:.1%}", matrix["method"])) for matrix in matrices
+    ]
+    by_name = {matrix["name"]: matrix for matrix in matrices}
     rows = []
-    for folded in fold(cells):
-        members = [records[name] for name in folded.names]
-        errors = [member["output_error"] for member in members if member["output_error"] is not None]
-        mean, worst = (f"{sum(errors) / len(errors):.4f}", f"{max(errors):.4f}") if errors else ("-", "-")
-        blocks = " ".join(str(member["B"]) for member in members if "B" in member)
-        rows.append([folded.label, str(len(members)), *folded.cells, mean, worst, blocks])
+    for row in merge_rows(named_cells):
+        members = [by_name[name] for name in row.names]
+        errors = [matrix["output_error"] for matrix in members if matrix["output_error"] is not None]
+        mean_error, max_error = "-", "-"
+        if errors:
+            mean_error = f"{sum(errors) / len(errors):.4f}"
+            max_error = f"{max(errors):.4f}"
+        diagonal_blocks = " ".join(str(matrix["B"]) for matrix in members if "B" in matrix)
+        rows.append([row.label, str(len(members)), *row.cells, mean_error, max_error, diagonal_blocks])
     return rows

@@ -1,5 +1,6 @@
-"""`eggs report`: runs and their records as one page."""
+"""`eggs report`: pruned folders and their records as one page."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,23 +19,23 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Page to write (.ht
 Records = Annotated[
     list[Path] | None,
     typer.Option(
-        help="A record of evaluate, compare, bench, diagnose, generate or demo (JSON), or a folder of them. May be "
-        "repeated. Those in a DIR, or next to it as DIR.*.json, are found without.",
+        help="A JSON record of evaluate, compare, bench, diagnose, generate or demo, or a folder of records. May be "
+        "repeated. Records in a DIR, or next to it as DIR.*.json, are found without this option.",
         show_default=False,
     ),
 ]
 Markdown = Annotated[Path | None, typer.Option(help="File to write: Markdown for a model card.", show_default=False)]
-Plots = Annotated[Path | None, typer.Option(help="Folder to write: each picture as .svg and .png.", show_default=False)]
+Plots = Annotated[Path | None, typer.Option(help="Folder to write: each plot as .svg and .png.", show_default=False)]
 Matrix = Annotated[
     list[str] | None,
     typer.Option(
-        help="Draw the pattern of the matrices of this name or glob. May be repeated. Default: those with the highest "
-        "and the lowest output error.",
+        help="Show the mask of matrices with this name or glob. May be repeated. Default: the matrices with the "
+        "highest and the lowest output error.",
         show_default=False,
     ),
 ]
 AllBlocks = Annotated[
-    bool, typer.Option("--all-blocks", help="Count the degrees of every block of a large model, not of some.")
+    bool, typer.Option("--all-blocks", help="Read the masks of all blocks of a large model, not only of some.")
 ]
 
 
@@ -48,55 +49,55 @@ def report(
     all_blocks: AllBlocks = False,
     json: flags.Json = False,
 ) -> None:
-    """Show what runs came to: quality, layers, connections and speed, on one page that needs no network."""
-    import time
-
+    """Write quality, output errors, connectivity and speed of runs to one page that needs no network."""
     start = time.perf_counter()
     for path in (output, *([markdown] if markdown else [])):
         if not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"{path}: there is no such folder to write to")
     from eggs_ptp.cli.terminal import Progress, print_json
-    from eggs_ptp.core.whole_file import write_whole
-    from eggs_ptp.report.page import html
-    from eggs_ptp.report.page import markdown as card
+    from eggs_ptp.core.atomic_write import write_text_atomically
+    from eggs_ptp.report.page import render_html, render_markdown
     from eggs_ptp.report.report import make_report
 
     with Progress("report", quiet=json) as progress:
-        found = make_report(
+        made = make_report(
             folders,
             records or (),
             matrices=matrix or (),
             all_blocks=all_blocks,
             progress=progress.count if progress.is_bar else None,
         )
-    page = html(found)
-    write_whole(output, page)
+    page = render_html(made)
+    write_text_atomically(output, page)
     if markdown is not None:
-        write_whole(markdown, card(found))
-    files = [path for picture in found.pictures for path in picture.write(plots)] if plots is not None else []
+        write_text_atomically(markdown, render_markdown(made))
+    files = [path for picture in made.pictures for path in picture.write(plots)] if plots is not None else []
+    page_bytes = len(page.encode())
     seconds = time.perf_counter() - start
     if json:
         print_json(
             {
                 "output": str(output),
-                "bytes": len(page.encode()),
+                "bytes": page_bytes,
                 "seconds": seconds,
-                "runs": [{"folder": str(run.folder), "label": run.label, "model": run.model} for run in found.runs],
-                "skipped": [{"path": str(each.path), "reason": each.reason} for each in found.skipped],
+                "runs": [{"folder": str(run.folder), "label": run.label, "model": run.model} for run in made.runs],
+                "skipped": [{"path": str(skipped.path), "reason": skipped.reason} for skipped in made.skipped],
                 "plots": [str(path) for path in files],
             }
         )
     else:
-        _print(found, output, len(page.encode()), seconds)
+        print_result(made, output, page_bytes, seconds)
 
 
-def _print(found: "Report", output: Path, size: int, seconds: float) -> None:
-    from eggs_ptp.cli.terminal import line, seconds_text
+def print_result(report: "Report", output: Path, page_bytes: int, seconds: float) -> None:
+    """Print what was written, and on stderr what was left out and why."""
+    from eggs_ptp.cli.terminal import format_bytes, format_duration, print_line
 
-    for each in found.skipped:
-        line(f"eggs: left out {each.path}: {each.reason}", stderr=True)
-    if len(found.groups) > 1:
-        models = ", ".join(group.model for group, _ in found.groups)
-        line(f"eggs: runs of different models are not compared: {models}", stderr=True)
-    runs = "1 run" if len(found.runs) == 1 else f"{len(found.runs)} runs"
-    line(f"{output}: {runs}, {size / 1e6:.2f} MB, in {seconds_text(seconds)}")
+    for skipped in report.skipped:
+        print_line(f"eggs: skipped {skipped.path}: {skipped.reason}", stderr=True)
+    if len(report.groups) > 1:
+        models = ", ".join(group.model for group, _ in report.groups)
+        print_line(f"eggs: runs of different models are not compared: {models}", stderr=True)
+    count = len(report.runs)
+    runs = "1 run" if count == 1 else f"{count} runs"
+    print_line(f"{output}: {runs}, {format_bytes(page_bytes)}, in {format_duration(seconds)}")

@@ -1,4 +1,4 @@
-"""`eggs reproduce`: the papers' tables and figures on any model, by comparisons that `eggs compare` could run."""
+"""`eggs reproduce`: the papers' tables and figures on any model, as comparisons that `eggs compare` could run."""
 
 import shlex
 from pathlib import Path
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eggs_ptp.cli import flags
-from eggs_ptp.cli.compare import EvalSeqLen, MaxWindows, Records, Seeds, Text, TextField
-from eggs_ptp.cli.flags import DType
+from eggs_ptp.cli.compare import ProtocolFlags, Records, Seeds, run_progress
 
 if TYPE_CHECKING:
-    from eggs_ptp.comparison.published import Published
-    from eggs_ptp.comparison.reproduction import Asked, Number, Reproduction
+    from eggs_ptp.research.reproduction.published import Published
+    from eggs_ptp.research.reproduction.reproduction import Number, ProtocolSettings, Reproduction
 
 _ZERO_SHOT = "Zero-shot tables"
 
@@ -31,14 +30,14 @@ Model = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        help="Folder with the files of *_local tasks, to take in place of the hub's; see eggs evaluate. Their numbers "
-        "never stand beside the paper's.",
+        help="Folder with the files of *_local tasks, used in place of the hub's; see eggs evaluate. Their numbers "
+        "are never compared with the paper's.",
         rich_help_panel=_ZERO_SHOT,
         show_default=False,
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, help="Take so many items of each task, from the start.", rich_help_panel=_ZERO_SHOT)
+    int | None, typer.Option(min=1, help="Use only the first items of each task.", rich_help_panel=_ZERO_SHOT)
 ]
 Matrix = Annotated[
     str | None,
@@ -46,69 +45,63 @@ Matrix = Annotated[
 ]
 
 
+@flags.with_flags
 def reproduce(
     context: typer.Context,
     name: Name = None,
     model: Model = None,
+    *,
     seeds: Seeds = None,
-    set_: flags.Set = None,
-    calibration: flags.Calibration = None,
-    nsamples: flags.NSamples = None,
-    seqlen: flags.SeqLen = None,
-    text: Text = None,
-    text_field: TextField = None,
-    eval_seqlen: EvalSeqLen = None,
-    max_windows: MaxWindows = None,
+    protocol: ProtocolFlags,
     data: Data = None,
     limit: Limit = None,
     matrix: Matrix = None,
     output: Records = None,
-    device: flags.Device = "auto",
-    dtype: flags.DTypeFlag = DType.auto,
+    run: flags.DeviceFlags,
     json: flags.Json = False,
 ) -> None:
-    """Run a table or figure of the papers on any model, the paper's numbers beside ours. Exit code 2 if a run fails.
+    """Run a table or figure of the papers on any model, next to the paper's numbers. Exit code 2 if a run fails.
 
-    A perplexity or accuracy stands beside the paper's only where the model is one of the paper's and was measured as
-    there. With -o, the list says how much is recorded there.
+    A perplexity or accuracy is compared with the paper's only where the model is one of the paper's and the
+    evaluation is the paper's. With -o, the list shows how many runs are recorded there.
     """
-    from eggs_ptp.cli.published_text import list_published, show_published
-    from eggs_ptp.comparison.published import find_published
-    from eggs_ptp.comparison.reproduction import Asked
+    from eggs_ptp.cli.paper_tables import list_published, show_published
+    from eggs_ptp.research.reproduction.published import find_published
+    from eggs_ptp.research.reproduction.reproduction import ProtocolSettings
 
-    where: dict[str, Any] = {"device": device, "dtype": dtype.value}
-    asked = Asked(
-        set_ or (),
-        seeds,
-        calibration,
-        nsamples,
-        seqlen,
-        text,
-        text_field,
-        eval_seqlen,
-        max_windows,
-        data,
-        limit,
+    settings = ProtocolSettings(
+        overrides=protocol.overrides or (),
+        seeds=seeds,
+        calibration=protocol.calibration,
+        nsamples=protocol.nsamples,
+        seqlen=protocol.seqlen,
+        text=protocol.text,
+        text_field=protocol.text_field,
+        eval_seqlen=protocol.eval_seqlen,
+        max_windows=protocol.max_windows,
+        data=data,
+        limit=limit,
     )
+    device = run.arguments()
     if name is None:
-        list_published(model, asked, output, where, json)
+        list_published(model, settings, output, device, json)
         return
     item = find_published(name)
     if matrix is not None and item.measure != "picture":
-        raise typer.BadParameter(f"--matrix is for pictures; {name} is none")
+        raise typer.BadParameter(f"--matrix is for figures; {name} is not a figure")
     if item.measure == "speed":
-        _point(item, model, json)
+        _print_bench_commands(item, model, json)
     elif model is None:
         show_published(item, json)
     elif item.measure == "picture":
         _draw(context, item, model, matrix, output, json)
     else:
-        _run(context, item, model, asked, {**where, "records": output}, json)
+        _run(context, item, model, settings, {**device, "records": output}, json)
 
 
-def _point(item: "Published", model: str | None, json: bool) -> None:
-    """Speed is measured by `eggs bench` alone."""
-    from eggs_ptp.cli.terminal import line, print_json
+def _print_bench_commands(item: "Published", model: str | None, json: bool) -> None:
+    """Print the commands that measure speed, which `eggs bench` does."""
+    from eggs_ptp.cli.terminal import print_json, print_line
 
     source = shlex.quote(model or item.models[0].hub)
     commands = [
@@ -122,89 +115,116 @@ def _point(item: "Published", model: str | None, json: bool) -> None:
             {"name": item.name, "source": item.source, "paper": paper, "notes": item.notes, "commands": commands}
         )
         return
-    line(f"{item.source}: {item.title}", style="bold")
-    line(f"{item.models[0].title}: {paper} times as fast as dense, says the paper ({'; '.join(item.notes)}).")
-    line("Speed is measured by eggs bench, on the machine where it matters:")
+    print_line(f"{item.source}: {item.title}", style="bold")
+    print_line(f"The paper: {item.models[0].title} is {paper} times as fast as dense ({'; '.join(item.notes)}).")
+    print_line("eggs bench measures speed, on the machine that will run the model:")
     for command in commands:
-        line(f"  {command}")
-    line("eggs bench measures on the processor; on an NVIDIA GPU run benchmarks/gpu.py of this project's repository.")
+        print_line(f"  {command}")
+    print_line("eggs bench measures on the CPU; on an NVIDIA GPU run benchmarks/gpu.py of this project's repository.")
 
 
 def _draw(
     context: typer.Context, item: "Published", model: str, matrix: str | None, output: Path | None, json: bool
 ) -> None:
-    from eggs_ptp.cli.terminal import line, print_json
-    from eggs_ptp.comparison.heat_map import heat_map, matrix_of, stripes
+    from eggs_ptp.cli.terminal import print_json, print_line
+    from eggs_ptp.research.reproduction.heat_map import heat_map, read_matrix, stripes
 
     if output is None:
-        raise typer.BadParameter(f"{item.name} is a picture: name a folder for it with -o")
-    name, weight = matrix_of(model, matrix)
-    found, picture = stripes(weight), heat_map(name, weight)
+        raise typer.BadParameter(f"{item.name} is a figure: give a folder for its files with -o")
+    name, weight = read_matrix(model, matrix)
+    found = stripes(weight)
+    picture = heat_map(name, weight)
     files = [str(path) for path in picture.write(output)]
     if json:
-        kind = {"kind": "reproduction", "name": item.name, "measure": item.measure, "source": item.source}
-        what = {"model": model, "matrix": name, "stripes": found.to_dict(), "files": files}
-        print_json({"command": shlex.join(context.obj), **kind, **what})
+        print_json(
+            {
+                "command": shlex.join(context.obj),
+                "kind": "reproduction",
+                "name": item.name,
+                "measure": item.measure,
+                "source": item.source,
+                "model": model,
+                "matrix": name,
+                "stripes": found.to_dict(),
+                "files": files,
+            }
+        )
         return
-    line(picture.description)
-    line(f"{item.source}: no numbers, and another matrix ({', '.join(item.notes)})")
-    line(f"drawn: {', '.join(files)}")
+    print_line(picture.description)
+    print_line(f"{item.source}: no numbers, and another matrix ({', '.join(item.notes)})")
+    print_line(f"Written to {', '.join(files)}")
 
 
 def _run(
-    context: typer.Context, item: "Published", model: str, asked: "Asked", where: dict[str, Any], json: bool
+    context: typer.Context,
+    item: "Published",
+    model: str,
+    settings: "ProtocolSettings",
+    arguments: dict[str, Any],
+    json: bool,
 ) -> None:
-    from eggs_ptp.cli.terminal import Progress, line, print_json
-    from eggs_ptp.comparison.reproduction import reproduce as run
+    from eggs_ptp.cli.terminal import Progress, print_json
+    from eggs_ptp.research.reproduction.reproduction import reproduce as run_table
 
     with Progress("reproduce", quiet=json) as progress:
-
-        def tell(done: int, total: int, what: str) -> None:
-            if progress.is_bar:
-                progress.count(done, total)
-            elif not json:
-                line(f"reproduce: {done}/{total} {what}", stderr=True)
-
-        found = run(item, model, asked, progress=tell, **where)
+        show_progress = run_progress("reproduce", progress, quiet=json)
+        reproduction = run_table(item, model, settings, progress=show_progress, **arguments)
     if json:
-        print_json({"command": shlex.join(context.obj), **found.to_dict()})
+        print_json({"command": shlex.join(context.obj), **reproduction.to_dict()})
     else:
-        _print(found)
-    raise typer.Exit(2 if found.comparison.failed else 0)
+        _print(reproduction)
+    raise typer.Exit(2 if reproduction.comparison.failed else 0)
 
 
-def _print(found: "Reproduction") -> None:
-    from eggs_ptp.cli.terminal import line, table
+def _print(reproduction: "Reproduction") -> None:
+    from eggs_ptp.cli.terminal import print_line, print_table
 
-    beside = any(cell.paper for cell in found.numbers)
-    heads = [f">{column}" for column in found.columns for column in ([column, "paper"] if beside else [column])]
-    cells = {(cell.row, cell.column): cell for cell in found.numbers}
+    table = reproduction.published
+    comparison = reproduction.comparison
+    with_paper = any(cell.paper for cell in reproduction.numbers)
+    columns = list(comparison.heads)
+    for column in reproduction.columns:
+        columns += [f">{column}", ">paper"] if with_paper else [f">{column}"]
+    cells = {(cell.row, cell.column): cell for cell in reproduction.numbers}
     rows = []
-    for row in ((), *found.comparison.rows):
-        labels = row or ("Dense", *"-" * (len(found.comparison.heads) - 1))
-        numbers = [cells[row, column] for column in found.columns]
-        rows.append([*labels, *(text for cell in numbers for text in _texts(cell, beside))])
-    line(f"{found.published.source}: {found.published.title}", style="bold")
-    table([*found.comparison.heads, *heads], rows)
-    dense = found.comparison.dense["evaluation"]
-    if found.published.measure == "accuracy":
-        scored = [task["acc"]["standard_error"] for task in found.comparison.dense["tasks"].values()]
-        errors = [100 * error for error in scored if error is not None]
-        spread = f"; standard errors, dense: {min(errors):.1f} to {max(errors):.1f}" if errors else ""
-        line(f"accuracy (acc of lm-eval), per cent{spread}")
-    else:
-        line(f"perplexity; {dense['protocol']}, {dense['windows']} windows, {dense['tokens']} tokens predicted")
-    for words, ours, paper in found.claims:
-        line(f"{words}: ours {ours:.2f} %, the paper's mean over its models {paper} %")
-    if not beside:
-        line(f"the paper's numbers are not set beside: {found.why_not or 'none is known for this model'}")
-    for remark in (*found.remarks, *(found.published.notes if beside or found.claims else ())):
-        line(f"- {remark}")
+    for labels in ((), *comparison.rows):
+        row = list(labels or ("Dense", *"-" * (len(comparison.heads) - 1)))
+        for column in reproduction.columns:
+            row += _cell_texts(cells[labels, column], with_paper=with_paper)
+        rows.append(row)
+    print_line(f"{table.source}: {table.title}", style="bold")
+    print_table(columns, rows)
+    print_line(_protocol_line(reproduction))
+    for statement, measured, paper in reproduction.claims:
+        print_line(f"{statement}: measured {measured:.2f} %, the paper's mean over its models {paper} %")
+    if not with_paper:
+        reason = reproduction.why_not_comparable or "it has none for this model"
+        print_line(f"the paper's numbers are not shown: {reason}")
+    notes = table.notes if with_paper or reproduction.claims else ()
+    for remark in (*reproduction.remarks, *notes):
+        print_line(f"- {remark}")
 
 
-def _texts(cell: "Number", beside: bool) -> list[str]:
-    ours = "-"
-    if cell.ours is not None:
-        ours = f"{cell.ours:.2f}" + (f" ± {cell.deviation:.2f}" if cell.deviation is not None else "")
-    paper = (cell.paper or "") + (f" ± {cell.paper_deviation}" if cell.paper_deviation else "")
-    return [ours, paper] if beside else [ours]
+def _protocol_line(reproduction: "Reproduction") -> str:
+    dense = reproduction.comparison.dense
+    if reproduction.published.measure != "accuracy":
+        evaluation = dense["evaluation"]
+        return (
+            f"perplexity; {evaluation['protocol']}, {evaluation['windows']} windows, "
+            f"{evaluation['tokens']} tokens predicted"
+        )
+    standard_errors = [task["acc"]["standard_error"] for task in dense["tasks"].values()]
+    percents = [100 * error for error in standard_errors if error is not None]
+    spread = f"; standard errors, dense: {min(percents):.1f} to {max(percents):.1f}" if percents else ""
+    return f"accuracy (acc of lm-eval), per cent{spread}"
+
+
+def _cell_texts(cell: "Number", *, with_paper: bool) -> list[str]:
+    measured = "-"
+    if cell.measured is not None:
+        deviation = f" ± {cell.deviation:.2f}" if cell.deviation is not None else ""
+        measured = f"{cell.measured:.2f}{deviation}"
+    if not with_paper:
+        return [measured]
+    paper_deviation = f" ± {cell.paper_deviation}" if cell.paper_deviation else ""
+    return [measured, f"{cell.paper or ''}{paper_deviation}"]

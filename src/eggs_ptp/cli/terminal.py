@@ -1,4 +1,4 @@
-"""What verbs print: results on stdout, progress and remarks on stderr."""
+"""Terminal output: results on stdout, progress and messages on stderr."""
 
 import json
 import math
@@ -12,62 +12,63 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from eggs_ptp.report.words import seconds_text as seconds_text
+from eggs_ptp.report.number_format import format_bytes as format_bytes
+from eggs_ptp.report.number_format import format_duration as format_duration
 
 if TYPE_CHECKING:
     from eggs_ptp.engine.event import Event
 
-_PIPE_WIDTH = 160  # rich takes 80 where there is no terminal, and would cut names of matrices
+_PIPE_WIDTH = 160  # rich takes 80 where there is no terminal, and would wrap the names of matrices
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Results go to stdout; progress and remarks to stderr, so that stdout can be piped on."""
-    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
-    if not made.is_terminal:
-        made.width = max(made.width, _PIPE_WIDTH)
-    return made
+    """Return a rich console for stdout or stderr that prints text as it is, without markup."""
+    rich_console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not rich_console.is_terminal:
+        rich_console.width = max(rich_console.width, _PIPE_WIDTH)
+    return rich_console
 
 
-def line(text: str, *, stderr: bool = False, style: str | None = None) -> None:
-    """Print text, wrapped between words on a terminal and not at all elsewhere."""
-    where = console(stderr=stderr)
-    where.print(text, soft_wrap=not where.is_terminal, style=style)
+def print_line(text: str, *, stderr: bool = False, style: str | None = None) -> None:
+    """Print text, wrapped between words on a terminal and not wrapped elsewhere."""
+    output = console(stderr=stderr)
+    output.print(text, soft_wrap=not output.is_terminal, style=style)
 
 
 def print_json(data: Any) -> None:
-    """Print one JSON document; numbers that JSON cannot say (NaN, infinity) become null."""
-    sys.stdout.write(json.dumps(_plain(data), indent=2, allow_nan=False) + "\n")
+    """Print one JSON document; NaN and infinity, which JSON does not have, become null."""
+    sys.stdout.write(json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(data: Any) -> Any:
+def _finite(data: Any) -> Any:
     if isinstance(data, dict):
-        return {str(key): _plain(value) for key, value in data.items()}
+        return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_plain(value) for value in data]
+        return [_finite(value) for value in data]
     if isinstance(data, float) and not math.isfinite(data):
         return None
     return data
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; a column whose head starts with `>` holds numbers and is set flush right."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table.
+
+    Args:
+        columns: Column heads; one that starts with `>` is right-aligned, for numbers.
+        rows: The cells of each row.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(
+        table.add_column(
             column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     for row in rows:
-        made.add_row(*row)
-    console().print(made)
+        table.add_row(*row)
+    console().print(table)
 
 
-def bytes_text(count: float) -> str:
-    """Decimal units: `812 MB`, `1.4 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def memory_now() -> int:
-    """Bytes in use: of the GPU where torch uses one, else of this process."""
+def memory_in_use() -> int:
+    """Return the bytes in use: of the GPU where torch uses one, else of this process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.memory_allocated())
@@ -77,14 +78,22 @@ def memory_now() -> int:
 
 
 class Progress:
-    """Blocks done, time left and memory, on stderr: a bar on a terminal, else a line a block; nothing when quiet."""
+    """Show finished blocks, the time left and the memory in use on stderr.
+
+    On a terminal this is a progress bar, elsewhere one line per block.
+
+    Args:
+        title: What is running, such as `prune`.
+        quiet: Show nothing.
+    """
 
     def __init__(self, title: str, *, quiet: bool) -> None:
-        self._title, self._quiet = title, quiet
+        self._title = title
+        self._quiet = quiet
         self._console = console(stderr=True)
         self._start = time.perf_counter()
-        self._end: float | None = None  # when it should be over
-        self._before = 0  # blocks that an earlier process has finished
+        self._expected_end: float | None = None
+        self._resumed_from = 0  # blocks that an earlier process has finished
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -96,12 +105,12 @@ class Progress:
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[left]}"),
+                progress.TextColumn("{task.fields[time_left]}"),
                 progress.TextColumn("{task.fields[memory]}"),
                 console=self._console,
                 transient=True,
             )
-            self._task = self._bar.add_task(self._title, total=None, left="", memory="")
+            self._task = self._bar.add_task(self._title, total=None, time_left="", memory="")
             self._bar.start()
         return self
 
@@ -113,33 +122,44 @@ class Progress:
 
     @property
     def is_bar(self) -> bool:
-        """Whether there is a terminal to draw on."""
+        """Whether a progress bar is drawn."""
         return self._bar is not None
 
     def listen(self, event: "Event") -> None:
-        """Follow a pruning run."""
+        """Show an event of a pruning run."""
         if event.kind == "stage":
-            self._show(event.block, event.blocks, f"{self._title}: block {event.block + 1}, {event.stage}")
+            self._update_bar(event.block, event.blocks, f"{self._title}: block {event.block + 1}, {event.stage}")
         elif event.kind == "block":
             self.count(event.block, event.blocks)
         elif event.kind == "remark":
-            self._before = event.block
-            line(event.stage, stderr=True)
+            self._resumed_from = event.block
+            print_line(event.stage, stderr=True)
 
     def count(self, done: int, total: int) -> None:
-        """Say that so many of all blocks, or windows, are finished."""
+        """Show how many of all steps (blocks or windows) are finished."""
         now = time.perf_counter()
-        here = done - self._before
-        self._end = now + (now - self._start) / here * (total - done) if here > 0 and done < total else None
-        self._show(done, total, self._title)
+        done_in_this_run = done - self._resumed_from
+        self._expected_end = None
+        if done_in_this_run > 0 and done < total:
+            self._expected_end = now + (now - self._start) / done_in_this_run * (total - done)
+        self._update_bar(done, total, self._title)
         if self._bar is None and not self._quiet:
-            line(f"{self._title}: {done}/{total}, {', '.join(filter(None, self._costs()))}", stderr=True)
+            costs = ", ".join(filter(None, [self.time_left(), format_bytes(memory_in_use())]))
+            print_line(f"{self._title}: {done}/{total}, {costs}", stderr=True)
 
-    def _show(self, done: int, total: int, what: str) -> None:
+    def time_left(self) -> str:
+        """Return the estimated time that is left, as text; empty while there is no estimate."""
+        if self._expected_end is None:
+            return ""
+        return f"{format_duration(max(0.0, self._expected_end - time.perf_counter()))} left"
+
+    def _update_bar(self, done: int, total: int, description: str) -> None:
         if self._bar is not None:
-            left, memory = self._costs()
-            self._bar.update(self._task, completed=done, total=total, description=what, left=left, memory=memory)
-
-    def _costs(self) -> tuple[str, str]:
-        left = "" if self._end is None else f"{seconds_text(max(0.0, self._end - time.perf_counter()))} left"
-        return left, bytes_text(memory_now())
+            self._bar.update(
+                self._task,
+                completed=done,
+                total=total,
+                description=description,
+                time_left=self.time_left(),
+                memory=format_bytes(memory_in_use()),
+            )

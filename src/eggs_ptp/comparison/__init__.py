@@ -1,1 +1,1 @@
-"""Methods x patterns x seeds on one model: a grid of runs, kept as records, shown as a table."""
+"""Comparisons of methods x patterns x seeds on one model: a grid of runs, stored as records and shown as a table."""

@@ -1,4 +1,4 @@
-"""Grid: which runs a comparison is made of."""
+"""ComparisonGrid: the runs of a comparison, rows x columns x seeds."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -6,20 +6,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from eggs_ptp.core.pattern import parse_pattern
+from eggs_ptp.core.pattern import AnyPattern
 from eggs_ptp.errors import PatternError, RecipeError
+from eggs_ptp.method.aliases import with_current_names
 from eggs_ptp.method.method import BoundMethod
 from eggs_ptp.recipe.recipe import Recipe
 
 Labels = tuple[str, ...]
-Place = tuple[Labels, str]  # a row's labels and a column's label
+CellKey = tuple[Labels, str]  # a row's labels and a column's label
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what stands at its left, and how its recipe differs from the common one.
+    """A row of the table.
 
-    `seeds` is how many it runs with, where that is not what all do; `origin` says in messages where it came from.
+    Attributes:
+        labels: Texts in the first columns of the table, one under each of the grid's heads.
+        changes: Changes to the common recipe.
+        seeds: Number of seeds, if it differs from that of the grid.
+        origin: Prefix of error messages that says where the row is defined, such as "rows.toml, line 12, rows[3]: ".
     """
 
     labels: Labels
@@ -30,7 +35,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its head (empty: the model's name), and changes laid over those of every row."""
+    """A column of the table.
+
+    Attributes:
+        label: Its head; empty for the model's name.
+        changes: Changes to the recipe of every row.
+    """
 
     label: str
     changes: Mapping[str, Any]
@@ -38,23 +48,31 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: where it stands in the table, and its recipe."""
+    """One run: its row and column, and its recipe, with its seed."""
 
-    place: Place
+    key: CellKey
     recipe: Recipe
 
     def __str__(self) -> str:
-        return f"{where(self.place)}, seed {self.recipe.seed}"
+        return f"{cell_name(self.key)}, seed {self.recipe.seed}"
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Rows x columns x seeds over a common recipe, whose seed is the first; `heads` stand above the rows' labels.
+class ComparisonGrid:
+    """Rows x columns x seeds of recipes that differ from a common one.
 
-    `evaluation` has arguments of `api.evaluate`, where they are not its defaults.
+    Attributes:
+        recipe: The common recipe; its seed is the first of the seeds.
+        rows: The rows.
+        columns: The columns.
+        seeds: Number of seeds of a cell.
+        heads: Heads of the columns with the rows' labels.
+        title: Title of the table.
+        evaluation: Arguments of `api.evaluate` that differ from its defaults.
 
     Raises:
-        RecipeError: labels that occur twice, or not as many as there are heads; changes that make no recipe; no run.
+        RecipeError: Labels that occur twice, or not as many as there are heads; changes that give no valid recipe; no
+            run.
     """
 
     recipe: Recipe
@@ -69,94 +87,117 @@ class Grid:
         for row in self.rows:
             if len(row.labels) != len(self.heads):
                 raise RecipeError(
-                    f"{row.origin}label: {len(self.heads)} expected, one under each of the heads "
-                    f"{', '.join(self.heads)}; came {', '.join(row.labels) or 'none'}"
+                    f"{row.origin}label: expected {len(self.heads)}, one under each of the heads "
+                    f"{', '.join(self.heads)}; got {', '.join(row.labels) or 'none'}"
                 )
-        for what, labels in (("rows", [row.labels for row in self.rows]), ("columns", [c.label for c in self.columns])):
-            twice = [label for label, count in Counter(labels).items() if count > 1]
-            if twice:
-                name = twice[0] if isinstance(twice[0], str) else " ".join(twice[0])
-                raise RecipeError(f"{what}: two are labelled {name!r}; give each a label of its own")
+        _check_unique("rows", [row.labels for row in self.rows])
+        _check_unique("columns", [(column.label,) for column in self.columns])
         if not self.rows or not self.columns:
             raise RecipeError("a comparison needs a row and a column")
-        if len(self.left_out) == len(self._recipes):
-            raise RecipeError(f"nothing to compare: {next(iter(self.left_out.values()))}")
+        if len(self.undefined) == len(self._recipes):
+            raise RecipeError(f"nothing to compare: {next(iter(self.undefined.values()))}")
 
     def cells(self) -> Iterator[Cell]:
-        """Every run that is defined, seed after seed; a method that no seed can change runs with the first alone."""
-        for place in range(max(self._seeds(row) for row in self.rows)):
+        """Yield every run that is defined, seed after seed; a method that no seed can change has one run."""
+        for index in range(max(self._seeds_of(row) for row in self.rows)):
             for row in self.rows:
                 for column in self.columns:
-                    recipe = self._recipes[row.labels, column.label]
-                    seeds = self._seeds(row) if _is_seeded(recipe) else 1
-                    if place < seeds and (row.labels, column.label) not in self.left_out:
-                        seeded = recipe.model_copy(update={"seed": recipe.seed + place})
-                        yield Cell((row.labels, column.label), seeded)
+                    key = (row.labels, column.label)
+                    recipe = self._recipes[key]
+                    seeds = self._seeds_of(row) if _depends_on_seed(recipe) else 1
+                    if index < seeds and key not in self.undefined:
+                        yield Cell(key, recipe.model_copy(update={"seed": recipe.seed + index}))
 
     @cached_property
-    def left_out(self) -> dict[Place, str]:
-        """Cells whose method is not defined for their pattern, with the reason."""
-        found = {}
-        for place, recipe in self._recipes.items():
+    def undefined(self) -> dict[CellKey, str]:
+        """The cells whose method is not defined for their pattern, with the reason."""
+        reasons = {}
+        for key, recipe in self._recipes.items():
             try:
-                for bound, pattern in _methods(recipe):
-                    bound.check_pattern(parse_pattern(pattern), where(place))
+                for method, pattern in _methods(recipe):
+                    method.check_pattern(pattern, cell_name(key))
             except PatternError as error:
-                found[place] = str(error)
-        return found
+                reasons[key] = str(error)
+        return reasons
 
-    def _seeds(self, row: Row) -> int:
+    def _seeds_of(self, row: Row) -> int:
+        """Return the number of seeds of a row."""
         return self.seeds if row.seeds is None else row.seeds
 
     @cached_property
-    def _recipes(self) -> dict[Place, Recipe]:
-        common = self.recipe.model_dump()
-        return {(r.labels, c.label): _recipe(common, r, c) for r in self.rows for c in self.columns}
+    def _recipes(self) -> dict[CellKey, Recipe]:
+        """The recipe of each cell, with the first seed."""
+        common = self.recipe.arguments()
+        return {
+            (row.labels, column.label): _cell_recipe(common, row, column)
+            for row in self.rows
+            for column in self.columns
+        }
 
 
-def merged(under: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """`over` laid over `under`, table by table; a step of another name takes the place of the one that is there.
+def merge_tables(base: Mapping[str, Any], changes: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return a table with changes, merged key by key and table by table.
+
+    A step with another name replaces the step of the base, with its options.
+
+    Args:
+        base: The table; it is not modified.
+        changes: The changes.
+        path: Key path of the table, for error messages, with a dot at its end.
 
     Raises:
-        RecipeError: options without a step's name lie over a list of steps; names the key, under `path`.
+        RecipeError: Options without a step's name are given for a list of steps; names the key.
     """
-    result = dict(under)
-    for key, value in over.items():
-        below = result.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            renamed = "name" in below and value.get("name", below["name"]) != below["name"]
-            result[key] = dict(value) if renamed else merged(below, value, f"{path}{key}.")
-        elif isinstance(value, Mapping) and isinstance(below, list) and "name" not in value:
-            came = ", ".join(value)
-            raise RecipeError(f"{path}{key}: {came} cannot be laid over a list; give the whole list, or a step's name")
+    merged = dict(base)
+    for key, value in changes.items():
+        base_value = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(base_value, Mapping):
+            renamed = "name" in base_value and value.get("name", base_value["name"]) != base_value["name"]
+            merged[key] = dict(value) if renamed else merge_tables(base_value, value, f"{path}{key}.")
+        elif isinstance(value, Mapping) and isinstance(base_value, list) and "name" not in value:
+            options = ", ".join(value)
+            raise RecipeError(
+                f"{path}{key}: {options} cannot be changed in a list; give the whole list, or a step's name"
+            )
         else:
-            result[key] = value
-    return result
+            merged[key] = value
+    return merged
 
 
-def where(place: Place) -> str:
-    """How messages call a cell."""
-    labels, column = place
+def cell_name(key: CellKey) -> str:
+    """Return the name of a cell in messages, such as "wanda at 2:4"."""
+    labels, column = key
     return " ".join(labels) + (f" at {column}" if column else "")
 
 
-def _recipe(common: Mapping[str, Any], row: Row, column: Column) -> Recipe:
+def _check_unique(kind: str, all_labels: list[Labels]) -> None:
+    """Refuse rows or columns with the same labels."""
+    repeated = [labels for labels, count in Counter(all_labels).items() if count > 1]
+    if repeated:
+        raise RecipeError(f"{kind}: two are labelled {' '.join(repeated[0])!r}; give each its own label")
+
+
+def _cell_recipe(common: Mapping[str, Any], row: Row, column: Column) -> Recipe:
+    """Return the common recipe with the changes of a row, and then those of a column."""
     try:
-        return Recipe(**merged(merged(common, row.changes), column.changes))
+        with_row = merge_tables(common, with_current_names(row.changes))
+        return Recipe(**merge_tables(with_row, with_current_names(column.changes)))
     except RecipeError as error:
-        raise RecipeError(f"{row.origin}{where((row.labels, column.label))}: {error}") from None
+        raise RecipeError(f"{row.origin}{cell_name((row.labels, column.label))}: {error}") from None
 
 
-def _methods(recipe: Recipe) -> list[tuple[BoundMethod, str]]:
-    """The methods that a recipe uses, with their patterns."""
+def _methods(recipe: Recipe) -> list[tuple[BoundMethod, AnyPattern]]:
+    """Return the methods that a recipe uses, with their patterns."""
     rules = [(recipe.bound(rule), rule.pattern or recipe.pattern) for rule in recipe.targets if not rule.skip]
     return [(recipe.bound(), recipe.pattern), *rules]
 
 
-def _is_seeded(recipe: Recipe) -> bool:
-    """Whether a seed makes a difference: a step draws random numbers, or windows are drawn with it."""
-    ready = recipe.calibration.seed is not None or str(recipe.calibration.text).lower().endswith(".npy")
-    return any(
-        (bound.statistics and not ready) or any("generator" in step.data for step in bound.steps.values())
-        for bound, _ in _methods(recipe)
-    )
+def _depends_on_seed(recipe: Recipe) -> bool:
+    """Return whether the seed changes the result: a step draws random numbers, or calibration windows are drawn."""
+    fixed_windows = recipe.calibration.seed is not None or str(recipe.calibration.text).lower().endswith(".npy")
+    for method, _ in _methods(recipe):
+        if method.statistics and not fixed_windows:
+            return True
+        if any("generator" in step.data for step in method.steps.values()):
+            return True
+    return False

@@ -1,16 +1,23 @@
-"""Comparison: a finished grid, and its table entries."""
+"""Comparison: the records of a finished grid, and the entries of its table."""
 
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eggs_ptp.comparison.grid import Labels, Place
+from eggs_ptp.comparison.grid import CellKey, Labels
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Perplexity over seeds: mean, sample standard deviation (None for one seed), difference of the mean to dense."""
+class CellSummary:
+    """Perplexity of a cell over its seeds.
+
+    Attributes:
+        mean: Mean.
+        deviation: Sample standard deviation; None for one seed.
+        seeds: Number of seeds.
+        difference: Mean minus the perplexity of the dense model.
+    """
 
     mean: float
     deviation: float | None
@@ -20,9 +27,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The dense model's evaluation, one record a run, and remarks about cells that could not be run.
+    """A finished comparison.
 
-    `columns` are the heads as printed. A cell of `left_out` is not defined; of one of `failed`, a run failed.
+    Attributes:
+        model: The model as the user named it.
+        title: Title of the table.
+        heads: Heads of the columns with the rows' labels.
+        rows: Labels of each row.
+        columns: Heads of the other columns, as printed.
+        dense: Record of the dense model's evaluation.
+        records: Records of the runs of each cell.
+        undefined: Cells whose method is not defined for their pattern, with the reason.
+        failed: Cells of which a run failed, with the reason.
     """
 
     model: str
@@ -31,47 +47,31 @@ class Comparison:
     rows: tuple[Labels, ...]
     columns: Labels
     dense: dict[str, Any]
-    records: Mapping[Place, list[dict[str, Any]]]
-    left_out: Mapping[Place, str] = field(default_factory=dict)
-    failed: Mapping[Place, str] = field(default_factory=dict)
+    records: Mapping[CellKey, list[dict[str, Any]]]
+    undefined: Mapping[CellKey, str] = field(default_factory=dict)
+    failed: Mapping[CellKey, str] = field(default_factory=dict)
 
-    def entry(self, row: Labels, column: str) -> Entry | None:
-        """What the runs of a cell came to; None where there is none."""
+    def summary(self, row: Labels, column: str) -> CellSummary | None:
+        """Return the perplexity of a cell over its seeds; None if it has no finished run."""
         values = [float(record["perplexity"]) for record in self.records.get((row, column), ())]
         if not values:
             return None
         mean = statistics.mean(values)
         deviation = statistics.stdev(values) if len(values) > 1 else None
-        return Entry(mean, deviation, len(values), mean - self.dense["perplexity"])
+        return CellSummary(mean, deviation, len(values), mean - self.dense["perplexity"])
 
     def remark(self, row: Labels, column: str) -> str:
-        """Why a cell, or a seed of it, is missing; empty where none is."""
-        return self.failed.get((row, column)) or self.left_out.get((row, column), "")
+        """Return why a cell, or a seed of it, is missing; empty if none is."""
+        return self.failed.get((row, column)) or self.undefined.get((row, column), "")
 
     @property
     def remarks(self) -> list[str]:
         """All remarks, those about undefined cells first."""
-        return [*self.left_out.values(), *self.failed.values()]
+        return [*self.undefined.values(), *self.failed.values()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the table, cell by cell, and the records behind it."""
-        table: list[dict[str, Any]] = []
-        for row in self.rows:
-            for column in self.columns:
-                found = self.entry(row, column)
-                cell = {
-                    "perplexity": found.mean if found else None,
-                    "sd": found.deviation if found else None,
-                    "seeds": found.seeds if found else 0,
-                    "difference": found.difference if found else None,
-                    "remark": self.remark(row, column),
-                }
-                table.append({"row": list(row), "column": column, **cell})
-        records = [
-            {"row": list(row), "column": column, **record}
-            for (row, column), found in self.records.items()
-            for record in found
-        ]
+        """Return plain data: the table, cell by cell, and the records that it is made from."""
+        table = [self._cell_fields(row, column) for row in self.rows for column in self.columns]
         return {
             "model": self.model,
             "title": self.title,
@@ -79,5 +79,22 @@ class Comparison:
             "columns": list(self.columns),
             "dense": self.dense,
             "table": table,
-            "records": records,
+            "records": [
+                {"row": list(row), "column": column, **record}
+                for (row, column), records in self.records.items()
+                for record in records
+            ],
+        }
+
+    def _cell_fields(self, row: Labels, column: str) -> dict[str, Any]:
+        """Return one cell of the table as plain data."""
+        summary = self.summary(row, column)
+        return {
+            "row": list(row),
+            "column": column,
+            "perplexity": summary.mean if summary else None,
+            "sd": summary.deviation if summary else None,
+            "seeds": summary.seeds if summary else 0,
+            "difference": summary.difference if summary else None,
+            "remark": self.remark(row, column),
         }

@@ -1,4 +1,4 @@
-"""A comparison as text cells, Markdown and CSV."""
+"""The table of a comparison as text cells, Markdown and CSV."""
 
 import csv
 import io
@@ -6,48 +6,56 @@ import io
 from eggs_ptp.comparison.result import Comparison
 
 
-def text_rows(found: Comparison) -> list[list[str]]:
-    """Dense first, then a line a row: labels, then `mean ± sd (difference to dense)`, `failed`, or a dash."""
-    dense = [f"{found.dense['perplexity']:.2f}"] * len(found.columns)
-    lines = [["dense", *"-" * (len(found.heads) - 1), *dense]]
-    lines += [[*row, *(_cell(found, row, column) for column in found.columns)] for row in found.rows]
-    return lines
+def text_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the cells of the table as text, the dense model first.
+
+    After the labels, a cell is `mean ± sd (difference to dense)`, `failed`, or a dash where the method is not defined.
+    """
+    dense = [f"{comparison.dense['perplexity']:.2f}"] * len(comparison.columns)
+    dense_row = ["dense", *"-" * (len(comparison.heads) - 1), *dense]
+    rows = [
+        [*labels, *(_cell(comparison, labels, column) for column in comparison.columns)] for labels in comparison.rows
+    ]
+    return [dense_row, *rows]
 
 
-def markdown(found: Comparison) -> str:
-    """A Markdown table under its title, with the remarks as a list behind it."""
-    heads = [*found.heads, *found.columns]
-    rule = "|" + "---|" * len(found.heads) + "---:|" * len(found.columns)
-    rows = [_markdown_row(heads), rule, *(_markdown_row(row) for row in text_rows(found))]
-    parts = [found.title, "\n".join(rows), "\n".join(f"- {remark}" for remark in found.remarks)]
+def markdown(comparison: Comparison) -> str:
+    """Return a Markdown table with its title above it and a list of remarks below it."""
+    heads = [*comparison.heads, *comparison.columns]
+    rule = "|" + "---|" * len(comparison.heads) + "---:|" * len(comparison.columns)
+    table = [_markdown_row(heads), rule, *(_markdown_row(row) for row in text_rows(comparison))]
+    remarks = [f"- {remark}" for remark in comparison.remarks]
+    parts = [comparison.title, "\n".join(table), "\n".join(remarks)]
     return "\n\n".join(part for part in parts if part)
 
 
-def comma_separated(found: Comparison) -> str:
-    """A line a cell: labels, column, mean, standard deviation, seeds, difference to dense, remark."""
+def comma_separated(comparison: Comparison) -> str:
+    """Return CSV, one line per cell: labels, column, mean, standard deviation, seeds, difference to dense, remark."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*found.heads, "column", "perplexity", "sd", "seeds", "difference", "remark"])
-    dashes = ["-"] * (len(found.heads) - 1)
-    writer.writerow(["dense", *dashes, "", f"{found.dense['perplexity']:.6g}", "", "", "0", ""])
-    for row in found.rows:
-        for column in found.columns:
-            entry = found.entry(row, column)
+    csv_out = csv.writer(out, lineterminator="\n")
+    csv_out.writerow([*comparison.heads, "column", "perplexity", "sd", "seeds", "difference", "remark"])
+    dashes = ["-"] * (len(comparison.heads) - 1)
+    csv_out.writerow(["dense", *dashes, "", f"{comparison.dense['perplexity']:.6g}", "", "", "0", ""])
+    for labels in comparison.rows:
+        for column in comparison.columns:
+            summary = comparison.summary(labels, column)
             numbers = ["", "", "0", ""]
-            if entry:
-                deviation = "" if entry.deviation is None else f"{entry.deviation:.6g}"
-                numbers = [f"{entry.mean:.6g}", deviation, str(entry.seeds), f"{entry.difference:.6g}"]
-            writer.writerow([*row, column, *numbers, found.remark(row, column)])
+            if summary:
+                deviation = "" if summary.deviation is None else f"{summary.deviation:.6g}"
+                numbers = [f"{summary.mean:.6g}", deviation, str(summary.seeds), f"{summary.difference:.6g}"]
+            csv_out.writerow([*labels, column, *numbers, comparison.remark(labels, column)])
     return out.getvalue().rstrip("\n")
 
 
-def _cell(found: Comparison, row: tuple[str, ...], column: str) -> str:
-    entry = found.entry(row, column)
-    if entry is None:
-        return "failed" if (row, column) in found.failed else "-"
-    spread = "" if entry.deviation is None else f" ± {entry.deviation:.2f}"
-    return f"{entry.mean:.2f}{spread} ({entry.difference:+.2f})"
+def _cell(comparison: Comparison, labels: tuple[str, ...], column: str) -> str:
+    """Return one cell as text."""
+    summary = comparison.summary(labels, column)
+    if summary is None:
+        return "failed" if (labels, column) in comparison.failed else "-"
+    deviation = "" if summary.deviation is None else f" ± {summary.deviation:.2f}"
+    return f"{summary.mean:.2f}{deviation} ({summary.difference:+.2f})"
 
 
 def _markdown_row(cells: list[str]) -> str:
+    """Return a row of a Markdown table, with `|` escaped in its cells."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

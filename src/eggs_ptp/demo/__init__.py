@@ -1,1 +1,1 @@
-"""The built-in model and the text it reads from the running Python."""
+"""The built-in model, and its texts from the documentation of the running Python."""

@@ -1,4 +1,4 @@
-"""The built-in model by name: its folder inside the package, and its texts."""
+"""The built-in model: its name, its folder inside the package, and its texts."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,14 +9,14 @@ DEMO = "demo"
 
 
 def model_folder() -> Path:
-    """Folder of the built-in model."""
+    """Return the folder of the built-in model."""
     return Path(str(files("eggs_ptp.demo") / "model"))
 
 
 def builtin_documents(split: Split) -> list[str]:
-    """Text for the built-in model, from the running Python's own documentation.
+    """Return the documents of one split of the built-in model's text, the documentation of the running Python.
 
     Raises:
-        CalibrationError: this Python came without its documentation.
+        CalibrationError: This Python was installed without its documentation.
     """
     return documents(split)

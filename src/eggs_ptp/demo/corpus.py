@@ -1,9 +1,9 @@
-"""English prose read from the user's own Python interpreter.
+"""English prose from the documentation of the running Python interpreter.
 
-Nothing is stored in the repository: the texts are `pydoc_data.topics` (the language reference that
-`help()` shows) and the docstrings of the standard library's `.py` files, parsed and never imported.
-A paragraph's split is a function of its own normalised text, so on any interpreter an evaluation
-paragraph can neither be a calibration paragraph nor one that the demo model was trained on.
+Nothing is stored in the repository: the texts are `pydoc_data.topics` (the language reference that `help()` shows) and
+the docstrings of the standard library's `.py` files, which are parsed and never imported. A paragraph's split is a
+function of its own normalised text, so with any interpreter an evaluation paragraph is neither a calibration paragraph
+nor one that the built-in model was trained on.
 """
 
 import ast
@@ -26,17 +26,17 @@ Split = Literal["train", "calibration", "evaluation"]
 TOPICS: Final = "pydoc_data.topics"
 STDLIB: Final = "stdlib"
 RUNTIME_SOURCES: Final = (TOPICS, STDLIB)
-"""The texts that every CPython ships; any other source is the name of an installed package."""
+"""The texts that every CPython comes with; any other source is the name of an installed package."""
 
 _EVALUATION_PERCENT: Final = 12
 _CALIBRATION_PERCENT: Final = 12
 
-# Test suites and the 2to3 grammar hold strings made for machines; the rest is not the standard library.
+# Test suites and the 2to3 grammar contain strings that are not prose; the others are not the standard library.
 _SKIPPED_FOLDERS: Final = frozenset(
     {"test", "tests", "testing", "idle_test", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 )
 
-# A paragraph of English is dense in these; code, tables, grammar and listings of names are not.
+# English paragraphs have many of these words; code, tables, grammars and lists of names do not.
 _FUNCTION_WORD_TEXT: Final = (
     "a an and are as at be been but by can does for from has have if in into is it its may must not of on "
     "one or otherwise should so such than that the their them then there these they this those to used was "
@@ -58,52 +58,59 @@ _CODE: Final = re.compile(r"^\s*(?:>>>|\.\.\. |\$ |\.\. |@|def |class |import |f
 
 
 def normalise(paragraph: str) -> str:
-    """The form in which two paragraphs count as the same text: letters and digits, case folded."""
+    """Return the form in which two paragraphs count as the same text: letters and digits, case folded."""
     return " ".join(re.findall(r"\w+", paragraph.casefold()))
 
 
 def split_of(paragraph: str) -> Split:
-    """The split that a paragraph belongs to, by the hash of its normalised text."""
+    """Return the split of a paragraph, by the hash of its normalised text."""
     return _split_of_digest(_digest(paragraph))
 
 
 def documents(split: Split, *, sources: Iterable[str] = RUNTIME_SOURCES) -> list[str]:
-    """The documents of one split, in a fixed order.
+    """Return the documents of one split, in a fixed order.
 
-    A document is what a docstring or a help topic has in this split: its paragraphs, in order, with a
-    blank line between them. A paragraph that occurs more than once is kept at its first occurrence.
+    A document consists of the paragraphs of a docstring or help topic that belong to this split, in order and separated
+    by blank lines. A paragraph that occurs more than once is kept at its first occurrence.
+
+    Args:
+        split: The split.
+        sources: `TOPICS`, `STDLIB`, or names of installed packages, whose docstrings are read.
+
+    Raises:
+        CalibrationError: A source is missing, cannot be read, or has no English paragraph.
     """
     if split not in get_args(Split):
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(get_args(Split))}")
     return list(_documents_by_split(tuple(sources))[split])
 
 
-@functools.lru_cache(maxsize=1)  # a run reads calibration and evaluation text: one parse serves both
+@functools.lru_cache(maxsize=1)  # parsed once for both calibration and evaluation text
 def _documents_by_split(sources: tuple[str, ...]) -> dict[Split, list[str]]:
     seen: set[bytes] = set()
-    found: dict[Split, list[str]] = {"train": [], "calibration": [], "evaluation": []}
+    documents: dict[Split, list[str]] = {"train": [], "calibration": [], "evaluation": []}
     for source in sources:
-        before = len(seen)
+        seen_before = len(seen)
         for text in _texts(source):
-            kept: dict[Split, list[str]] = {}
+            new_paragraphs: dict[Split, list[str]] = {}
             for paragraph in paragraphs(text):
                 digest = _digest(paragraph)
                 if digest not in seen:
                     seen.add(digest)
-                    kept.setdefault(_split_of_digest(digest), []).append(paragraph)
-            for split, chosen in kept.items():
-                found[split].append("\n\n".join(chosen))
-        if len(seen) == before:
+                    new_paragraphs.setdefault(_split_of_digest(digest), []).append(paragraph)
+            for split, chosen in new_paragraphs.items():
+                documents[split].append("\n\n".join(chosen))
+        if len(seen) == seen_before:
             raise CalibrationError(f"the demo text {source!r} is empty: no English paragraph was found in it")
-    return found
+    return documents
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of English in a docstring, each unwrapped to one line (list items keep theirs)."""
-    for block in _BLANK_LINES.split(inspect.cleandoc(text).translate(_TYPOGRAPHY)):
-        if _CODE.search(block):
+    """Yield the English paragraphs of a docstring, each unwrapped to one line (list items keep their lines)."""
+    for chunk in _BLANK_LINES.split(inspect.cleandoc(text).translate(_TYPOGRAPHY)):
+        if _CODE.search(chunk):
             continue
-        lines = [line for line in block.splitlines() if not _RULE.match(line)]
+        lines = [line for line in chunk.splitlines() if not _RULE.match(line)]
         joined = ""
         for line in lines:
             separator = "\n" if _BULLET.match(line) else " "
@@ -153,7 +160,7 @@ def _topics() -> Iterator[str]:
     except ImportError as error:
         raise CalibrationError(
             "the demo text 'pydoc_data.topics' is missing from this Python installation; "
-            "install the full standard library, or name your own text"
+            "install the full standard library, or give your own text"
         ) from error
     for _, text in sorted(topics.items()):
         yield text
@@ -163,7 +170,7 @@ def _stdlib_folder() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _docstrings(folder: Path, what: str) -> Iterator[str]:
+def _docstrings(folder: Path, description: str) -> Iterator[str]:
     files: list[tuple[str, Path]] = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
@@ -171,8 +178,8 @@ def _docstrings(folder: Path, what: str) -> Iterator[str]:
         files.extend((path.relative_to(folder).as_posix(), path) for path in paths)
     if not files:
         raise CalibrationError(
-            f"a demo text is missing: {what} were expected under {folder} and none is there; "
-            "use a Python installed with its sources, or name your own text"
+            f"a demo text is missing: expected {description} under {folder}, found none; "
+            "use a Python installed with its sources, or give your own text"
         )
     for _, path in sorted(files):
         yield from _docstrings_of(path)
@@ -185,7 +192,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
         raise CalibrationError(f"a demo text cannot be read: {path}: {error.strerror}") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+            warnings.simplefilter("ignore")  # invalid escapes in those sources
             tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a template, or a file for another Python version
         return
@@ -197,7 +204,7 @@ def _docstrings_in(node: ast.AST) -> Iterator[str]:
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
             yield docstring
-    # Definitions are statements, so expressions (most of a tree) need no visit.
+    # Definitions are statements, so expressions, most of a tree, are not visited.
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
             yield from _docstrings_in(child)

@@ -1,1 +1,1 @@
-"""Reports: what pruned folders and their records say, as one HTML page, Markdown and pictures."""
+"""Reports on pruned folders and their records, as one HTML page, Markdown and plots."""

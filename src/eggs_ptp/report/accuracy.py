@@ -1,199 +1,232 @@
-"""The section about quality: perplexity, fidelity, tasks; comparisons; and what the models write."""
+"""The sections on quality: perplexity, fidelity and tasks; comparisons of methods; generated text."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from eggs_ptp.report import plots
-from eggs_ptp.report.group import DENSE, Group, names
-from eggs_ptp.report.quality import Figure
-from eggs_ptp.report.record import Kind, Record, number
+from eggs_ptp.report.model_group import DENSE, ModelGroup
+from eggs_ptp.report.number_format import NO_VALUE, format_number, format_with_error
+from eggs_ptp.report.quality import Measurement
+from eggs_ptp.report.record_files import Kind, Record, number
 from eggs_ptp.report.section import Section, Table, Text
-from eggs_ptp.report.words import plain, with_error
 
 
-def accuracy(group: Group) -> Section:
-    """Everything that evaluations say."""
+def quality_section(group: ModelGroup) -> Section:
+    """Show all evaluations."""
     section = Section(f"{group.key}-quality", "Quality")
-    _perplexity(group, section)
-    _fidelity(group, section)
-    _tasks(group, section)
-    _differences(group, section)
+    _add_perplexities(section, group)
+    _add_fidelity(section, group)
+    _add_tasks(section, group)
+    _add_differences(section, group)
     if section.is_empty:
         section.remarks.append(
-            "No evaluation was found. Measure with: eggs evaluate DIR --json > DIR.evaluation.json, and the same for "
+            "There is no evaluation. Measure with: eggs evaluate DIR --json > DIR.evaluation.json, and the same for "
             f"{group.model}; then make the report again."
         )
     return section
 
 
-class Compared(NamedTuple):
-    """What a record of `eggs compare` says: numbers by column, the dense model's, and the whole table."""
+class ComparisonRecord(NamedTuple):
+    """The content of a record of `eggs compare`.
 
-    columns: dict[str, list[plots.Dot]]
+    Attributes:
+        dots: Perplexities of the methods, by column.
+        dense: Perplexity of the dense model.
+        table: All numbers.
+    """
+
+    dots: dict[str, list[plots.Dot]]
     dense: float | None
     table: Table
 
 
-def comparisons(group: Group) -> Section:
-    """Records of `eggs compare` on this model: a picture a column, and the whole table."""
+def comparison_section(group: ModelGroup) -> Section:
+    """Show the records of `eggs compare` on this model: a plot per column, and the table."""
     section = Section(f"{group.key}-comparison", "Methods compared")
-    for index, record in enumerate(group.records):
-        found = compared(record)
-        if found is None:
+    for record_index, record in enumerate(group.records):
+        comparison = read_comparison(record)
+        if comparison is None:
             continue
-        for place, (column, rows) in enumerate(found.columns.items()):
-            name, title = f"{group.key}-compared-{index}-{place}", f"Perplexity by method: {column}"
+        for column_index, (column, dots) in enumerate(comparison.dots.items()):
+            name = f"{group.key}-compared-{record_index}-{column_index}"
+            title = f"Perplexity by method: {column}"
             axis = "perplexity, bars: sd over seeds"
-            section.pictures.append(plots.dots(name, title, axis, rows, found.dense))
-        section.tables.append(found.table)
+            section.pictures.append(plots.dots(name, title, axis, dots, comparison.dense))
+        section.tables.append(comparison.table)
     return section
 
 
-def compared(record: Record) -> Compared | None:
-    """Read a record of `eggs compare`; None of others."""
+def read_comparison(record: Record) -> ComparisonRecord | None:
+    """Read a record of `eggs compare`; None for others."""
     if record.kind is not Kind.comparison:
         return None
     data = record.data
     dense = number(data["dense"] or {}, "perplexity")
-    columns: dict[str, list[plots.Dot]] = {}
+    dots: dict[str, list[plots.Dot]] = {}
     heads = [*data["heads"], "column", ">perplexity", ">seeds", ">difference to dense", "remark"]
-    rows = [["dense", *[""] * (len(data["heads"]) - 1), "", plain(dense), "", "", ""]]
+    rows = [["dense", *[""] * (len(data["heads"]) - 1), "", format_number(dense), "", "", ""]]
     for cell in data["table"]:
-        value, sd = number(cell, "perplexity"), number(cell, "sd")
-        if value is not None:
-            dot = plots.Dot(" ".join(cell["row"]), Figure(value, sd), None)
-            columns.setdefault(str(cell["column"]), []).append(dot)
-        numbers = [with_error(value, sd), str(cell["seeds"]), plain(number(cell, "difference"))]
+        mean = number(cell, "perplexity")
+        deviation = number(cell, "sd")
+        if mean is not None:
+            dot = plots.Dot(" ".join(cell["row"]), Measurement(mean, deviation), None)
+            dots.setdefault(str(cell["column"]), []).append(dot)
+        difference = format_number(number(cell, "difference"))
+        numbers = [format_with_error(mean, deviation), str(cell["seeds"]), difference]
         rows.append([*cell["row"], str(cell["column"]), *numbers, str(cell["remark"])])
     used = [index for index in range(len(heads)) if any(row[index] for row in rows)]
-    heads, rows = [heads[index] for index in used], [[row[index] for index in used] for row in rows]
     title = data.get("title") or "eggs compare"
-    caption = f"{title} ({record.path.name}); ± is the standard deviation over seeds"
-    return Compared(columns, dense, Table(caption, heads, rows))
+    table = Table(
+        f"{title} ({record.path.name}); ± is the standard deviation over seeds",
+        [heads[index] for index in used],
+        [[row[index] for index in used] for row in rows],
+    )
+    return ComparisonRecord(dots, dense, table)
 
 
-def texts(group: Group) -> Section:
-    """The same prompt continued by the dense model and by the pruned ones."""
-    section = Section(f"{group.key}-text", "What they write")
+def text_section(group: ModelGroup) -> Section:
+    """Show one prompt, continued by the dense model and by the pruned ones."""
+    section = Section(f"{group.key}-text", "Generated text")
     owners = [(DENSE, group.records), *((run.label, run.all_records) for run in group.runs)]
     for label, records in owners:
         for record in records:
-            section.texts += text_samples(record, label)
+            section.texts += read_texts(record, label)
     section.texts = list(dict.fromkeys(section.texts))
-    section.texts.sort(key=lambda sample: sample.prompt)  # stable: dense stays first
+    section.texts.sort(key=lambda text: text.prompt)  # stable: dense stays first
     if section.texts:
-        section.remarks.append("One sample each: it shows what kind of text comes, not how good a model is.")
+        section.remarks.append("One sample per model: it shows the kind of text, not how good the model is.")
     return section
 
 
-def text_samples(record: Record, label: str = DENSE) -> list[Text]:
-    """The texts in a record of `eggs generate` or `eggs demo`, which names the models itself; none of others."""
+def read_texts(record: Record, label: str = DENSE) -> list[Text]:
+    """Return the texts in a record of `eggs generate` or `eggs demo`; none for others.
+
+    Args:
+        record: The record.
+        label: The model, for records of `eggs generate`; `eggs demo` names its models.
+    """
     data = record.data
     if record.kind is Kind.sample:
-        return [_text(label, data["prompt"], data["text"])]
+        return [_continuation(label, data["prompt"], data["text"])]
     if record.kind is Kind.demo:
-        return [_text(str(name), data["prompt"], text) for name, text in data["samples"].items()]
+        return [_continuation(str(name), data["prompt"], text) for name, text in data["samples"].items()]
     return []
 
 
-def _perplexity(group: Group, section: Section) -> None:
-    found = group.perplexities()
-    for index, (protocol, by_label) in enumerate(found.items()):
-        rows = [plots.Dot(_named(group, label, place), each.figure, place) for label, (place, each) in by_label.items()]
+def _add_perplexities(section: Section, group: ModelGroup) -> None:
+    by_protocol = group.perplexities()
+    for index, (protocol, by_label) in enumerate(by_protocol.items()):
         dense = by_label.get(DENSE)
-        reference = dense[1].figure.value if dense else None
+        dense_value = dense[1].measurement.value if dense else None
+        dots = []
+        rows = []
+        for label, (run_index, perplexity) in by_label.items():
+            measurement = perplexity.measurement
+            dots.append(plots.Dot(_label_with_method(group, label, run_index), measurement, run_index))
+            ratio = f"{measurement.value / dense_value:.3f}" if dense_value else NO_VALUE
+            rows.append([label, format_with_error(measurement.value, measurement.error), ratio])
         name = f"{group.key}-perplexity-{index}"
-        section.pictures.append(
-            plots.dots(name, "Perplexity, lower is better", "perplexity", rows, reference, protocol)
-        )
-        cells = [
-            [
-                label,
-                with_error(figure.figure.value, figure.figure.error),
-                f"{figure.figure.value / reference:.3f}" if reference else "–",
-            ]
-            for label, (_, figure) in by_label.items()
-        ]
+        title = "Perplexity, lower is better"
+        section.pictures.append(plots.dots(name, title, "perplexity", dots, dense_value, protocol))
         caption = f"Perplexity: {protocol}. ± is one standard error over windows."
-        section.tables.append(Table(caption, ["model", ">perplexity", ">× dense"], cells))
-    if len(found) > 1:
+        section.tables.append(Table(caption, ["model", ">perplexity", ">× dense"], rows))
+    if len(by_protocol) > 1:
         section.remarks.append(
-            "Perplexities were measured in different ways, which do not compare: each way has its own picture."
+            "Perplexities with different texts or windows do not compare: each protocol has its own plot."
         )
 
 
-def _fidelity(group: Group, section: Section) -> None:
-    measured = [(label, place, quality) for label, place, quality in group.measured() if place is not None]
-    measured = [each for each in measured if each[2].fidelity]
-    kinds = list(dict.fromkeys(name for _, _, quality in measured for name in quality.fidelity or ()))
-    for index, name in enumerate(kinds):
-        known = [(label, place, (each.fidelity or {}).get(name)) for label, place, each in measured]
-        rows = [plots.Dot(label, figure, place) for label, place, figure in known if figure is not None]
-        section.pictures.append(plots.dots(f"{group.key}-fidelity-{index}", f"{name}, against dense", name, rows))
-    hidden = {label: (place or 0, dict(enumerate(each.hidden))) for label, place, each in measured if each.hidden}
-    if hidden:
-        places, values = [place for place, _ in hidden.values()], {label: found for label, (_, found) in hidden.items()}
-        title = "Hidden-state error by block"
-        section.pictures.append(plots.lines(f"{group.key}-hidden", title, "relative error", values, places))
-        blocks = sorted({block for found in values.values() for block in found})
-        cells = [[str(block), *(plain(found.get(block)) for found in values.values())] for block in blocks]
-        section.folded.append(Table(title, ["block", *(f">{label}" for label in values)], cells))
-    if kinds:
-        heads = ["model", *(f">{name}" for name in kinds)]
-        cells = [[label, *(_cell((each.fidelity or {}).get(name)) for name in kinds)] for label, _, each in measured]
-        section.tables.append(
-            Table(
-                "Fidelity: how closely the pruned model follows the dense one, without labels; ± is one standard error",
-                heads,
-                cells,
-            )
-        )
-
-
-def _tasks(group: Group, section: Section) -> None:
-    found: dict[str, dict[str, tuple[int | None, Figure]]] = {}  # by task and label, of several records the first one
-    for label, place, each in group.measured():
-        for task, figure in each.tasks.items():
-            found.setdefault(task, {}).setdefault(label, (place, figure))
-    for index, (task, by_label) in enumerate(found.items()):
-        rows = [plots.Dot(label, figure, place) for label, (place, figure) in by_label.items()]
-        dense = by_label[DENSE][1].value if DENSE in by_label else None
-        section.pictures.append(plots.dots(f"{group.key}-task-{index}", f"Task {task}", "share right", rows, dense))
-    labels = list(dict.fromkeys(label for by_label in found.values() for label in by_label))
-    if found:
-        cells = [
-            [label, *(_cell(by_label[label][1] if label in by_label else None) for by_label in found.values())]
-            for label in labels
-        ]
-        heads = ["model", *(f">{task}" for task in found)]
-        section.tables.append(Table("Zero-shot tasks: share of items right, ± one standard error", heads, cells))
-
-
-def _differences(group: Group, section: Section) -> None:
-    rows = [
-        [label, DENSE if names(group, quality.against or "") else str(quality.against), name, *_difference(figure)]
-        for label, _, quality in group.measured()
-        for name, figure in (quality.differences or {}).items()
+def _add_fidelity(section: Section, group: ModelGroup) -> None:
+    evaluations = [
+        evaluation
+        for evaluation in group.evaluations()
+        if evaluation.run_index is not None and evaluation.quality.fidelity
     ]
+    quantities = list(dict.fromkeys(name for each in evaluations for name in each.quality.fidelity or ()))
+    for index, quantity in enumerate(quantities):
+        dots = [
+            plots.Dot(evaluation.label, measurement, evaluation.run_index)
+            for evaluation in evaluations
+            if (measurement := (evaluation.quality.fidelity or {}).get(quantity)) is not None
+        ]
+        name = f"{group.key}-fidelity-{index}"
+        section.pictures.append(plots.dots(name, f"{quantity}, against dense", quantity, dots))
+    _add_hidden_errors(section, group)
+    if quantities:
+        rows = []
+        for evaluation in evaluations:
+            fidelity = evaluation.quality.fidelity or {}
+            rows.append([evaluation.label, *(_measurement_text(fidelity.get(quantity)) for quantity in quantities)])
+        caption = (
+            "Fidelity: how closely the pruned model follows the dense one, without labels; ± is one standard error"
+        )
+        section.tables.append(Table(caption, ["model", *(f">{quantity}" for quantity in quantities)], rows))
+
+
+def _add_hidden_errors(section: Section, group: ModelGroup) -> None:
+    """Add the error of the hidden states after each block."""
+    errors: dict[str, Mapping[int, float]] = {}
+    run_indices: dict[str, int] = {}
+    for label, run_index, quality in group.evaluations():
+        if run_index is not None and quality.fidelity and quality.hidden:
+            errors[label] = dict(enumerate(quality.hidden))
+            run_indices[label] = run_index
+    if not errors:
+        return
+    title = "Hidden-state error by block"
+    name = f"{group.key}-hidden"
+    section.pictures.append(plots.lines(name, title, "relative error", errors, list(run_indices.values())))
+    blocks = sorted({block for by_block in errors.values() for block in by_block})
+    rows = [[str(block), *(format_number(by_block.get(block)) for by_block in errors.values())] for block in blocks]
+    section.collapsed.append(Table(title, ["block", *(f">{label}" for label in errors)], rows))
+
+
+def _add_tasks(section: Section, group: ModelGroup) -> None:
+    by_task: dict[str, dict[str, tuple[int | None, Measurement]]] = {}  # of several records the first counts
+    for label, run_index, quality in group.evaluations():
+        for task, score in quality.tasks.items():
+            by_task.setdefault(task, {}).setdefault(label, (run_index, score))
+    for index, (task, by_label) in enumerate(by_task.items()):
+        dots = [plots.Dot(label, score, run_index) for label, (run_index, score) in by_label.items()]
+        dense_score = by_label[DENSE][1].value if DENSE in by_label else None
+        name = f"{group.key}-task-{index}"
+        section.pictures.append(plots.dots(name, f"Task {task}", "share of correct answers", dots, dense_score))
+    if not by_task:
+        return
+    rows = []
+    for label in dict.fromkeys(label for by_label in by_task.values() for label in by_label):
+        scores = [by_label[label][1] if label in by_label else None for by_label in by_task.values()]
+        rows.append([label, *map(_measurement_text, scores)])
+    heads = ["model", *(f">{task}" for task in by_task)]
+    section.tables.append(Table("Zero-shot tasks: share of correct answers, ± one standard error", heads, rows))
+
+
+def _add_differences(section: Section, group: ModelGroup) -> None:
+    rows = []
+    for label, _, quality in group.evaluations():
+        against = DENSE if group.is_made_from(quality.against or "") else str(quality.against)
+        for quantity, difference in (quality.differences or {}).items():
+            interval = NO_VALUE
+            if difference.low is not None and difference.high is not None:
+                interval = f"{format_number(difference.low)} to {format_number(difference.high)}"
+            rows.append([label, against, quantity, _measurement_text(difference), interval])
     if rows:
-        heads = ["model", "against", "what", ">value", ">95 % interval"]
-        caption = "Paired: both models on the same windows and items. Of perplexity the ratio, of tasks the difference."
+        heads = ["model", "against", "quantity", ">value", ">95 % interval"]
+        caption = (
+            "Paired: both models on the same windows and items. For perplexity the ratio, for tasks the difference."
+        )
         section.tables.append(Table(caption, heads, rows))
 
 
-def _text(label: str, prompt: str, text: str) -> Text:
+def _continuation(label: str, prompt: str, text: str) -> Text:
     return Text(label, prompt, text.removeprefix(prompt))
 
 
-def _named(group: Group, label: str, place: int | None) -> str:
-    """A run by its label and, where that does not say it, its method."""
-    method = label if place is None else group.runs[place].method
+def _label_with_method(group: ModelGroup, label: str, run_index: int | None) -> str:
+    """Return the label of a run with its method, unless the label contains the method."""
+    method = label if run_index is None else group.runs[run_index].method
     return label if method in label else f"{label} ({method})"
 
 
-def _cell(figure: Figure | None) -> str:
-    return with_error(figure.value, figure.error) if figure else "–"
-
-
-def _difference(figure: Figure) -> tuple[str, str]:
-    known = figure.low is not None and figure.high is not None
-    return with_error(figure.value, figure.error), f"{plain(figure.low)} to {plain(figure.high)}" if known else "–"
+def _measurement_text(measurement: Measurement | None) -> str:
+    return format_with_error(measurement.value, measurement.error) if measurement else NO_VALUE

@@ -1,4 +1,4 @@
-"""Connectivity: what the weights of a run say of its masks: degrees of inputs, and a corner of chosen matrices."""
+"""Connectivity: the masks of a run, read from its weights: degrees of inputs, and a corner of some matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,21 +8,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eggs_ptp.checkpoint.unpacked import open_shards
+from eggs_ptp.checkpoint.unpacked import open_reader
+from eggs_ptp.core.connections import connections
+from eggs_ptp.core.degrees import degrees
 from eggs_ptp.core.pattern import Pattern, parse_pattern
 from eggs_ptp.errors import ModelError
-from eggs_ptp.graph.connections import connections
-from eggs_ptp.graph.degrees import degrees
-from eggs_ptp.report.run import Run, place, size
+from eggs_ptp.report.run_folder import Run, block_and_linear, weight_count
 
-BINS = 400  # of the share of outputs that an input is connected with
-ROWS, COLUMNS = 16, 64  # of a corner
-MOST_WEIGHTS = 400_000_000  # of a run that are read for its degrees: some seconds
+BINS = 400  # of the share of outputs that an input is connected to
+CORNER_ROWS = 16
+CORNER_COLUMNS = 64
+MAX_WEIGHTS = 400_000_000  # weights of a run that are read for its degrees, which takes some seconds
 
 
 @dataclass(frozen=True)
 class Corner:
-    """The mask of the first rows and columns of a matrix, and the pattern that it holds in this order, if it does."""
+    """The first rows and columns of a matrix.
+
+    Attributes:
+        name: The matrix.
+        mask: True where the weight is not zero.
+        pattern: The N:M pattern that the matrix satisfies in its stored column order; None if it does not.
+    """
 
     name: str
     mask: NDArray[np.bool_]
@@ -31,84 +38,113 @@ class Corner:
 
 @dataclass
 class Connectivity:
-    """Of one run. `shares` counts the inputs of each linear by the share of outputs that they are connected with."""
+    """Connectivity of one run.
+
+    Attributes:
+        shares: For each linear, a histogram of its inputs over the share of outputs that they are connected to.
+        dead: Inputs without any connection.
+        inputs: Inputs of the matrices that were read.
+        matrices_read: Number of these matrices.
+        corners: Corners of the requested matrices.
+    """
 
     shares: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     dead: int = 0
     inputs: int = 0
-    read: int = 0  # matrices
+    matrices_read: int = 0
     corners: dict[str, Corner] = field(default_factory=dict)
 
 
-def connectivity(run: Run, chosen: Sequence[str] = (), most: int = MOST_WEIGHTS) -> Connectivity | None:
-    """Read the masks of a run, one matrix at a time; None where its weights are not in the folder.
+def read_connectivity(run: Run, corners: Sequence[str] = (), max_weights: int = MAX_WEIGHTS) -> Connectivity | None:
+    """Read the masks of a run, one matrix at a time.
 
-    d_j / outputs of input j, d_j = sum_i m_ij, m_ij = 1 where a weight is not zero. Of a run with more than `most`
-    weights, blocks that are evenly spaced are read: as many as fit, one at least. `chosen` are read in any case.
+    The degree of input j is d_j = sum_i m_ij, with m_ij = 1 where a weight is not zero; its share is d_j / outputs.
+
+    Args:
+        run: The run.
+        corners: Names of the matrices whose corners are kept; these are read in any case.
+        max_weights: Weights to read for the degrees. Of a run with more, evenly spaced blocks are read: as many as
+            fit, at least one.
+
+    Returns:
+        The connectivity; None if the folder has no weights.
 
     Raises:
-        EggsError: the folder's weights cannot be read, or are not those of its record.
+        EggsError: The weights cannot be read, or do not have the recorded shapes.
     """
     if run.stored is None:
         return None
-    shards = open_shards(run.folder)
-    found = Connectivity()
-    blocks = _blocks(run, most)
+    reader = open_reader(run.folder)
+    connectivity = Connectivity()
+    blocks = _blocks_to_read(run, max_weights)
     for matrix in run.matrices:
         name = str(matrix["name"])
-        block, linear = place(name)
-        if block not in blocks and name not in chosen:
+        block, linear = block_and_linear(name)
+        if block not in blocks and name not in corners:
             continue
-        weight = shards.read(f"{name}.weight")
+        weight = reader.read(f"{name}.weight")
         if tuple(weight.shape) != tuple(matrix["shape"]):
-            raise ModelError(f"{name}.weight is {tuple(weight.shape)}, expected {tuple(matrix['shape'])} as recorded")
+            raise ModelError(
+                f"{name}.weight: expected shape {tuple(matrix['shape'])} as recorded, got {tuple(weight.shape)}"
+            )
         mask = connections(weight, f"{run.folder}: {name}.weight")
-        if name in chosen:
-            found.corners[name] = Corner(name, mask[:ROWS, :COLUMNS].numpy().copy(), _pattern(matrix))
+        if name in corners:
+            corner = mask[:CORNER_ROWS, :CORNER_COLUMNS].numpy().copy()
+            connectivity.corners[name] = Corner(name, corner, _satisfied_pattern(matrix))
         if block in blocks:
-            counts = degrees(mask).inputs
-            places = np.minimum(counts * BINS // len(mask), BINS - 1)
-            share = np.bincount(places, minlength=BINS)
-            found.shares[linear] = found.shares.get(linear, 0) + share
-            found.dead += int((counts == 0).sum())
-            found.inputs += len(counts)
-            found.read += 1
-    return found
+            input_degrees = degrees(mask).inputs
+            bins = np.minimum(input_degrees * BINS // len(mask), BINS - 1)
+            histogram = np.bincount(bins, minlength=BINS)
+            connectivity.shares[linear] = connectivity.shares.get(linear, 0) + histogram
+            connectivity.dead += int((input_degrees == 0).sum())
+            connectivity.inputs += len(input_degrees)
+            connectivity.matrices_read += 1
+    return connectivity
 
 
-def choose(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
-    """Matrices to look at: those whose names match, else the ones of the least and of the highest mean output error.
+def choose_matrices(runs: Sequence[Run], requested: Sequence[str] = ()) -> list[str]:
+    """Choose the matrices whose corners are drawn.
+
+    Args:
+        runs: The runs.
+        requested: Names or globs; without any, the matrices with the highest and the lowest mean output error.
+
+    Returns:
+        Names of matrices.
 
     Raises:
-        ModelError: a name that no matrix has.
+        ModelError: No matrix has a requested name.
     """
     names = list(dict.fromkeys(str(matrix["name"]) for run in runs for matrix in run.matrices))
-    if wanted:
-        if bad := [each for each in wanted if not any(fnmatchcase(name, each) for name in names)]:
-            raise ModelError(f"--matrix {bad[0]}: no pruned matrix is so named; there is {names[0]}, for example")
-        return [name for name in names if any(fnmatchcase(name, each) for each in wanted)]
+    if requested:
+        for glob in requested:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise ModelError(f"--matrix {glob}: no pruned matrix has this name; {names[0]} is one, for example")
+        return [name for name in names if any(fnmatchcase(name, glob) for glob in requested)]
     errors: dict[str, list[float]] = {}
     for run in runs:
         for matrix in run.matrices:
             if matrix.get("output_error") is not None:
                 errors.setdefault(str(matrix["name"]), []).append(float(matrix["output_error"]))
-    means = {name: sum(found) / len(found) for name, found in errors.items()}
+    means = {name: sum(values) / len(values) for name, values in errors.items()}
     if not means:
         return names[:1]
     return list(dict.fromkeys([max(means, key=means.__getitem__), min(means, key=means.__getitem__)]))
 
 
-def _blocks(run: Run, most: int) -> set[int]:
-    sizes: dict[int, int] = {}
+def _blocks_to_read(run: Run, max_weights: int) -> set[int]:
+    """Return evenly spaced blocks with at most `max_weights` weights together, or a single block."""
+    weights: dict[int, int] = {}
     for matrix in run.matrices:
-        block, _ = place(str(matrix["name"]))
-        sizes[block] = sizes.get(block, 0) + size(matrix)
-    numbers = sorted(sizes)
-    fit = max(1, min(len(numbers), most // max(1, max(sizes.values()))))
-    spaced = np.linspace(0, len(numbers) - 1, fit).round().astype(int) if fit > 1 else [len(numbers) // 2]
-    return {numbers[index] for index in spaced}
+        block, _ = block_and_linear(str(matrix["name"]))
+        weights[block] = weights.get(block, 0) + weight_count(matrix)
+    blocks = sorted(weights)
+    count = max(1, min(len(blocks), max_weights // max(1, max(weights.values()))))
+    if count == 1:
+        return {blocks[len(blocks) // 2]}
+    return {blocks[index] for index in np.linspace(0, len(blocks) - 1, count).round().astype(int)}
 
 
-def _pattern(matrix: dict[str, Any]) -> Pattern | None:
+def _satisfied_pattern(matrix: dict[str, Any]) -> Pattern | None:
     pattern = parse_pattern(str(matrix["pattern"]))
     return pattern if isinstance(pattern, Pattern) and matrix.get("in_order") else None

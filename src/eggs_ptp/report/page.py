@@ -1,4 +1,4 @@
-"""Page: a report as one HTML file, and as Markdown for a model card."""
+"""A report as one HTML page, and as Markdown for a model card."""
 
 import re
 from importlib.metadata import version
@@ -8,12 +8,12 @@ from eggs_ptp.errors import BackendError
 from eggs_ptp.report.palette import DARK, LIGHT
 from eggs_ptp.report.report import Report
 
-_TEMPLATES = "eggs_ptp.report"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
+_PACKAGE = "eggs_ptp.report"  # its folder `templates`
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~])")
 
 
-def html(report: Report) -> str:
-    """One file that needs no other and no network: styles, script and pictures are in it.
+def render_html(report: Report) -> str:
+    """Render a report as one HTML file, which includes styles, script and plots and needs no network.
 
     Raises:
         BackendError: jinja2 is not installed.
@@ -27,8 +27,8 @@ def html(report: Report) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
 
 
-def markdown(report: Report) -> str:
-    """The headline, tables and texts, without pictures: to be put into a model card.
+def render_markdown(report: Report) -> str:
+    """Render a report as Markdown without plots, for a model card.
 
     Raises:
         BackendError: jinja2 is not installed.
@@ -43,18 +43,18 @@ def _environment() -> Any:
         from markupsafe import Markup
     except ImportError as error:
         raise BackendError("reports need matplotlib and jinja2: pip install 'eggs-ptp[report]'") from error
-    made = Environment(
-        loader=PackageLoader(_TEMPLATES),
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["svg"] = lambda picture: Markup(picture.svg())  # noqa: S704  made by us, every text in it escaped
-    made.filters["md"] = lambda text: Markup(_escaped(str(text)))  # noqa: S704  Markdown has an escaping of its own
-    return made
+    environment.filters["svg"] = lambda picture: Markup(picture.svg())  # noqa: S704  its texts are escaped
+    environment.filters["md"] = lambda text: Markup(_escape_markdown(str(text)))  # noqa: S704  escaped for Markdown
+    return environment
 
 
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+def _escape_markdown(text: str) -> str:
+    """Escape text, and put it on one line."""
+    return _MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(text.split()))

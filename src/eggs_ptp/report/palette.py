@@ -1,8 +1,9 @@
-"""Colours of the page and its pictures, light and dark; pictures are drawn in the light ones."""
+"""Colours of the page and its plots, light and dark; plots are drawn in the light ones."""
 
 from collections.abc import Mapping
 
-# The page is `paper`, cards and tables `panel`; text is `ink` or `muted`. Text keeps 4.5:1 on both, marks 3:1.
+# Background: `paper` of the page, `panel` of cards and tables. Text: `ink` or `muted`. The contrast of text is at least
+# 4.5:1 on both, that of marks 3:1. No two light colours are equal, as the page replaces them by variables.
 LIGHT: Mapping[str, str] = {
     "paper": "#ffffff",
     "panel": "#f5f6f8",
@@ -69,10 +70,10 @@ DARK: Mapping[str, str] = {
     "on-heat-7": "#1c1109",
     "on-heat-8": "#1c1109",
 }
-HEATS = 9
-MARKS = 6
+HEAT_LEVELS = 9
+MARK_COLOURS = 6
 
 
 def mark(index: int) -> str:
-    """Colour of the run at a place; colours repeat after `MARKS`, where shapes tell runs apart."""
-    return LIGHT[f"mark-{index % MARKS}"]
+    """Return the colour of a run, by its index; it repeats after `MARK_COLOURS` runs, with other markers."""
+    return LIGHT[f"mark-{index % MARK_COLOURS}"]

@@ -1,16 +1,23 @@
-"""Quality: what an evaluation record says of its model, and of the one it was measured against."""
+"""Quality: what the record of an evaluation contains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eggs_ptp.report.record import Kind, Record, number
+from eggs_ptp.report.record_files import Kind, Record, number
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number with its standard error (None: not known), and its interval where that was measured instead."""
+class Measurement:
+    """A measured number.
+
+    Attributes:
+        value: The number.
+        error: Its standard error; None if unknown.
+        low: Lower end of its interval, where an interval was measured.
+        high: Upper end of that interval.
+    """
 
     value: float
     error: float | None = None
@@ -20,89 +27,115 @@ class Figure:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """A perplexity, and how it was measured: only those of one `protocol` can be compared."""
+    """A perplexity, and how it was measured: only perplexities with the same `protocol` are comparable."""
 
-    figure: Figure
+    measurement: Measurement
     protocol: str
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is known of one model. `against` is the reference that fidelity and differences are to."""
+    """The measurements of one model; what was not measured is None or empty.
+
+    Attributes:
+        perplexity: Perplexity.
+        tasks: Scores by task and metric.
+        against: The reference model of `fidelity` and `differences`.
+        fidelity: Fidelity to the reference, by quantity.
+        hidden: Error of the hidden states after each block.
+        differences: Paired differences to the reference.
+        reference: The measurements of the reference.
+    """
 
     perplexity: Perplexity | None
-    tasks: Mapping[str, Figure]  # by task and metric
+    tasks: Mapping[str, Measurement]
     against: str | None = None
-    fidelity: Mapping[str, Figure] | None = None
-    hidden: Sequence[float] = ()  # hidden-state error after each block
-    differences: Mapping[str, Figure] | None = None
+    fidelity: Mapping[str, Measurement] | None = None
+    hidden: Sequence[float] = ()
+    differences: Mapping[str, Measurement] | None = None
     reference: "Quality | None" = None
 
 
 _FIDELITY = {"KL divergence (nats)": "kl", "top-1 agreement": "agreement"}
 
 
-def quality(record: Record) -> Quality | None:
-    """Read an evaluation: of `--record`, of `--json`, or that in the record of a compared run; None of other records.
+def read_quality(record: Record) -> Quality | None:
+    """Read an evaluation: written by `--record` or `--json`, or inside the record of a compared run.
 
-    What was not measured is None or empty, and keys that are not known are left alone.
+    Unknown keys are ignored.
+
+    Returns:
+        The measurements; None for records of other kinds.
     """
     if record.kind not in (Kind.evaluation, Kind.compared_run):
         return None
     data = record.data
-    fidelity, reference = data.get("fidelity") or {}, data.get("reference")
+    fidelity = data.get("fidelity") or {}
+    reference = data.get("reference")
     return Quality(
-        _perplexity(data),
-        _tasks(data),
-        data.get("against"),
-        {name: figure for name, key in _FIDELITY.items() if (figure := _figure(fidelity.get(key))) is not None},
-        [each["value"] for each in fidelity.get("hidden") or ()],
-        _differences(data.get("paired") or {}),
-        Quality(_perplexity({**reference, "text": data.get("text")}), _tasks(reference)) if reference else None,
+        perplexity=_perplexity(data),
+        tasks=_tasks(data),
+        against=data.get("against"),
+        fidelity=_measured({name: fidelity.get(key) for name, key in _FIDELITY.items()}),
+        hidden=[estimate["value"] for estimate in fidelity.get("hidden") or ()],
+        differences=_differences(data.get("paired") or {}),
+        reference=Quality(_perplexity({**reference, "text": data.get("text")}), _tasks(reference))
+        if reference
+        else None,
     )
 
 
 def _perplexity(data: Mapping[str, Any]) -> Perplexity | None:
-    """Nested under `perplexity` or `evaluation`, or all of the record."""
-    found = next((data[key] for key in ("evaluation", "perplexity") if isinstance(data.get(key), dict)), data)
-    value = number(found, "value")
+    """Read a perplexity, which is under `evaluation` or `perplexity`, or is the whole record."""
+    nested = (data[key] for key in ("evaluation", "perplexity") if isinstance(data.get(key), dict))
+    evaluation = next(nested, data)
+    value = number(evaluation, "value")
     if value is None:
         return None
-    relative = number(found, "standard_error")  # of the mean loss in nats, so relative to the perplexity
-    text, length = data.get("text"), found["seqlen"]
-    kind = "documents of up to" if found["protocol"] == "documents" else "windows of"
-    parts = [f"text: {_short(text)}", f"{found['windows']} {kind} {length} tokens"]
-    if found.get("stride") not in (None, length):
-        parts.append(f"stride {found['stride']}")
-    parts.append(f"{found['tokens']} tokens predicted")
-    if found.get("sha256"):
-        parts.append(f"windows SHA-256 {found['sha256'][:8]}")
-    return Perplexity(Figure(value, None if relative is None else relative * value), ", ".join(parts))
+    relative_error = number(evaluation, "standard_error")  # of the mean loss in nats, so relative to the perplexity
+    seqlen = evaluation["seqlen"]
+    windows = "documents of up to" if evaluation["protocol"] == "documents" else "windows of"
+    protocol = [f"text: {_text_name(data.get('text'))}", f"{evaluation['windows']} {windows} {seqlen} tokens"]
+    if evaluation.get("stride") not in (None, seqlen):
+        protocol.append(f"stride {evaluation['stride']}")
+    protocol.append(f"{evaluation['tokens']} tokens predicted")
+    if evaluation.get("sha256"):
+        protocol.append(f"windows SHA-256 {evaluation['sha256'][:8]}")
+    error = None if relative_error is None else relative_error * value
+    return Perplexity(Measurement(value, error), ", ".join(protocol))
 
 
-def _short(text: str | None) -> str:
-    """The name of a text: of a file without its folders, which are nobody's business."""
-    return "the default" if text is None else Path(text).name if Path(text).is_absolute() else text
+def _text_name(text: str | None) -> str:
+    """Return the name of a text; of a file without its folders, which are private."""
+    if text is None:
+        return "the default"
+    return Path(text).name if Path(text).is_absolute() else text
 
 
-def _tasks(data: Mapping[str, Any]) -> dict[str, Figure]:
-    return {
-        f"{task}, {metric}": figure
-        for task, found in (data.get("tasks") or {}).items()
-        for metric, each in found["metrics"].items()
-        if (figure := _figure(each)) is not None
-    }
+def _tasks(data: Mapping[str, Any]) -> dict[str, Measurement]:
+    return _measured(
+        {
+            f"{task}, {metric}": estimate
+            for task, result in (data.get("tasks") or {}).items()
+            for metric, estimate in result["metrics"].items()
+        }
+    )
 
 
-def _differences(paired: Mapping[str, Any]) -> dict[str, Figure]:
-    found = {"perplexity, ratio": _figure(paired.get("perplexity_ratio"))}
+def _differences(paired: Mapping[str, Any]) -> dict[str, Measurement]:
+    differences = {"perplexity, ratio": paired.get("perplexity_ratio")}
     for task, metrics in (paired.get("tasks") or {}).items():
-        found |= {f"{task}, {metric}": _figure(each) for metric, each in metrics.items()}
-    return {name: figure for name, figure in found.items() if figure is not None}
+        differences |= {f"{task}, {metric}": difference for metric, difference in metrics.items()}
+    return _measured(differences)
 
 
-def _figure(found: Mapping[str, Any] | None) -> Figure | None:
-    value = number(found, "value") if found else None
-    if found is None or value is None:
-        return None
-    return Figure(value, number(found, "standard_error"), number(found, "low"), number(found, "high"))
+def _measured(estimates: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Measurement]:
+    """Return the estimates that hold a number."""
+    measurements = {}
+    for name, estimate in estimates.items():
+        value = number(estimate, "value") if estimate else None
+        if estimate is not None and value is not None:
+            measurements[name] = Measurement(
+                value, number(estimate, "standard_error"), number(estimate, "low"), number(estimate, "high")
+            )
+    return measurements

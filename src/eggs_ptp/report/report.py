@@ -1,32 +1,53 @@
-"""Report: runs and records brought together, and written as a page, Markdown or pictures."""
+"""The report: runs and records, brought together and rendered as sections."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from eggs_ptp.errors import EggsError
-from eggs_ptp.report.accuracy import accuracy, compared, comparisons, text_samples, texts
-from eggs_ptp.report.connectivity import MOST_WEIGHTS, Connectivity, choose, connectivity
-from eggs_ptp.report.group import Group, about
-from eggs_ptp.report.headline import headline
-from eggs_ptp.report.layers import connections, diagnosed, layers, left_to_gain
+from eggs_ptp.report.accuracy import (
+    comparison_section,
+    quality_section,
+    read_comparison,
+    read_texts,
+    text_section,
+)
+from eggs_ptp.report.connectivity import MAX_WEIGHTS, Connectivity, choose_matrices, read_connectivity
+from eggs_ptp.report.headline import headline_section
+from eggs_ptp.report.layers import connectivity_section, output_error_section, read_bounds, read_diagnosis
+from eggs_ptp.report.model_group import ModelGroup, attach_to_models
 from eggs_ptp.report.picture import Picture
-from eggs_ptp.report.provenance import provenance
-from eggs_ptp.report.quality import quality
-from eggs_ptp.report.record import Record, Skipped, read_records
-from eggs_ptp.report.run import Run, attach, by_model, read_runs
+from eggs_ptp.report.provenance import provenance_section
+from eggs_ptp.report.quality import read_quality
+from eggs_ptp.report.record_files import Record, Skipped, read_records
+from eggs_ptp.report.run_folder import Run, attach_to_runs, group_by_model, read_runs
 from eggs_ptp.report.section import Section
-from eggs_ptp.report.speed import speed, timed
+from eggs_ptp.report.speed import read_bench, speed_section
 
 Progress = Callable[[int, int], None]
-_PARTS = (headline, accuracy, layers, connections, speed, comparisons, texts, provenance)
+_SECTIONS = (
+    headline_section,
+    quality_section,
+    output_error_section,
+    connectivity_section,
+    speed_section,
+    comparison_section,
+    text_section,
+    provenance_section,
+)
+_READERS = (read_quality, read_texts, read_comparison, read_bench, read_diagnosis, read_bounds)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The groups, one a model, with their sections; and what could not be read."""
+    """A report.
 
-    groups: Sequence[tuple[Group, Sequence[Section]]]
+    Attributes:
+        groups: One group per dense model, with its sections.
+        skipped: Files and folders that are left out.
+    """
+
+    groups: Sequence[tuple[ModelGroup, Sequence[Section]]]
     skipped: Sequence[Skipped]
 
     @property
@@ -48,51 +69,55 @@ def make_report(
     all_blocks: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Read pruned folders and the records of other verbs, and draw what they say.
+    """Read pruned folders and the records of other verbs, and render them as sections.
 
-    `records` are files or folders of them; those beside a folder and named for it are found without. `matrices` are
-    names or globs of those whose pattern is drawn. Of large runs the degrees of some blocks are read, with `all_blocks`
-    of all. Runs of different models come in groups of their own and are not compared.
+    Runs of different models go into separate groups and are not compared.
+
+    Args:
+        folders: Pruned folders.
+        records: Record files, or folders of them; those in or next to a pruned folder are found without.
+        matrices: Names or globs of the matrices whose masks are drawn.
+        all_blocks: Read the masks of all blocks of large runs, not of some.
+        progress: Called with the number of finished runs and of all runs.
 
     Raises:
-        CheckpointError: no folder has a record that can be read.
-        ModelError: no matrix has such a name.
+        CheckpointError: No folder has a readable eggs.json.
+        ModelError: No matrix has a requested name.
         BackendError: matplotlib or jinja2 is not installed.
     """
     runs, skipped = read_runs(folders)
-    found, broken = read_records(records, [run.folder for run in runs])
-    skipped += broken
-    found = [record for record in found if _is_sound(record, skipped)]
-    left = attach(runs, found)
+    readable, unreadable = read_records(records, [run.folder for run in runs])
+    skipped += unreadable
+    complete = [record for record in readable if _is_complete(record, skipped)]
+    remaining = attach_to_runs(runs, complete)
     groups = []
-    for index, members in enumerate(by_model(runs)):
-        chosen = choose(runs if matrices else members, matrices)
-        groups.append(Group(f"m{index}", members, [], {}, chosen))
-    stray = about(groups, left)
-    skipped += [
-        Skipped(each.path, f"{each.kind}: about {each.model or 'a model that it does not name'}, no run of this report")
-        for each in stray
-    ]
+    for index, members in enumerate(group_by_model(runs)):
+        corner_names = choose_matrices(runs if matrices else members, matrices)
+        groups.append(ModelGroup(f"m{index}", members, [], {}, corner_names))
+    for record in attach_to_models(groups, remaining):
+        about = record.model or "a model that it does not name"
+        skipped.append(Skipped(record.path, f"{record.kind}: about {about}, which is not in this report"))
     done = 0
     for group in groups:
         for run in group.runs:
-            if (seen := _look(run, group.chosen, all_blocks, skipped)) is not None:
-                group.connectivity[run.label] = seen
+            connectivity = _read_connectivity(run, group.corner_names, all_blocks, skipped)
+            if connectivity is not None:
+                group.connectivity[run.label] = connectivity
             done += 1
             if progress:
                 progress(done, len(runs))
-    drawn = []
+    groups_with_sections = []
     for group in groups:
-        sections = [part(group) for part in _PARTS]
-        drawn.append((group, [section for section in sections if not section.is_empty]))
-    return Report(drawn, skipped)
+        sections = [make_section(group) for make_section in _SECTIONS]
+        groups_with_sections.append((group, [section for section in sections if not section.is_empty]))
+    return Report(groups_with_sections, skipped)
 
 
-def _is_sound(record: Record, skipped: list[Skipped]) -> bool:
-    """Whether every part that reads such a record finds in it what it needs."""
+def _is_complete(record: Record, skipped: list[Skipped]) -> bool:
+    """Return whether a record has everything that the sections read from it; if not, it is skipped."""
     try:
-        for part in (quality, text_samples, compared, timed, diagnosed, left_to_gain):
-            part(record)
+        for read in _READERS:
+            read(record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = f"not what {record.kind} writes: {type(error).__name__} at {error}"
         skipped.append(Skipped(record.path, reason))
@@ -100,10 +125,12 @@ def _is_sound(record: Record, skipped: list[Skipped]) -> bool:
     return True
 
 
-def _look(run: Run, chosen: Sequence[str], all_blocks: bool, skipped: list[Skipped]) -> Connectivity | None:
-    """Its masks; a folder whose weights are broken is still worth its record."""
+def _read_connectivity(
+    run: Run, corner_names: Sequence[str], all_blocks: bool, skipped: list[Skipped]
+) -> Connectivity | None:
+    """Read the masks of a run; if its weights are broken, the report still shows its record."""
     try:
-        return connectivity(run, chosen, max(run.weights, 1) if all_blocks else MOST_WEIGHTS)
+        return read_connectivity(run, corner_names, max(run.weights, 1) if all_blocks else MAX_WEIGHTS)
     except EggsError as error:
         skipped.append(Skipped(run.folder, f"its weights: {error}"))
         return None

@@ -1,4 +1,4 @@
-"""Section: a part of a report, as the page and the Markdown both show it."""
+"""Sections of a report, as both the page and the Markdown show them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,12 +6,18 @@ from typing import NamedTuple
 
 from eggs_ptp.report.picture import Picture
 
-_LETTERS = 63  # of a line as wide as a picture
+_PICTURE_LETTERS = 63  # letters of a line that is as wide as a picture
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; a head that starts with `>` is of numbers, and the first cell of a row is its head."""
+    """A table of text cells.
+
+    Attributes:
+        caption: What it shows.
+        heads: Column heads; one that starts with `>` is a column of numbers.
+        rows: The cells; the first of a row is its head.
+    """
 
     caption: str
     heads: Sequence[str]
@@ -19,13 +25,13 @@ class Table:
 
     @property
     def is_broad(self) -> bool:
-        """Whether it needs the width of the page, by its letters, and not that of a picture."""
+        """Whether it needs the width of the page, and not that of a picture, by the number of its letters."""
         columns = zip(self.heads, *self.rows, strict=True)
-        return sum(max(map(len, column)) + 3 for column in columns) > _LETTERS
+        return sum(max(map(len, column)) + 3 for column in columns) > _PICTURE_LETTERS
 
 
 class Card(NamedTuple):
-    """A number worth a glance, what it is, and what to know about it."""
+    """A key number: what it is, its value, and notes on it."""
 
     title: str
     value: str
@@ -33,7 +39,7 @@ class Card(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What a model wrote after a prompt."""
+    """Generated text: by which model, the prompt, and the continuation."""
 
     label: str
     prompt: str
@@ -42,7 +48,19 @@ class Text(NamedTuple):
 
 @dataclass
 class Section:
-    """A heading and what is below it. `folded` tables and code are closed until somebody opens them."""
+    """A heading and its content.
+
+    Attributes:
+        slug: Start of its ids.
+        title: The heading.
+        remarks: Paragraphs.
+        cards: Key numbers.
+        pictures: Plots.
+        tables: Tables.
+        texts: Generated texts.
+        collapsed: Tables that are closed until the reader opens them.
+        code: Pairs of a summary and code lines, closed as well.
+    """
 
     slug: str
     title: str
@@ -51,10 +69,10 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
-    folded: list[Table] = field(default_factory=list)
-    code: list[tuple[str, str]] = field(default_factory=list)  # a summary and the lines
+    collapsed: list[Table] = field(default_factory=list)
+    code: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing below the heading."""
-        return not any((self.remarks, self.cards, self.pictures, self.tables, self.texts, self.folded, self.code))
+        """Whether there is no content."""
+        return not any((self.remarks, self.cards, self.pictures, self.tables, self.texts, self.collapsed, self.code))

@@ -1,1 +1,1 @@
-"""Products with packed N:M matrices: a module, and a table of backends that can compute it."""
+"""Products with packed N:M matrices: a linear layer, and a table of backends that can compute it."""

@@ -1,32 +1,89 @@
-"""NMLinear: a linear layer over a packed N:M matrix."""
+"""NMLinear: a linear layer over a packed N:M matrix; and `packed_linear`, the product that it computes."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eggs_ptp.core.layout import check, layout
+from eggs_ptp.core.layout import check_packed, packed_layout
 from eggs_ptp.core.pack import Packed, unpack
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import BackendError, EggsError
-from eggs_ptp.sparse.backends import Backend, choose, find
+from eggs_ptp.sparse.backends import Backend, choose_backend, find_backend
 
-_modules: "weakref.WeakSet[NMLinear]" = weakref.WeakSet()
-_by_address: "weakref.WeakValueDictionary[int, NMLinear]" = weakref.WeakValueDictionary()
+_live_layers: "weakref.WeakSet[NMLinear]" = weakref.WeakSet()
+_layer_by_address: "weakref.WeakValueDictionary[int, NMLinear]" = weakref.WeakValueDictionary()
+
+
+def packed_linear(
+    x: Tensor,
+    packed: Packed,
+    bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+    state_of: Callable[[Backend], Any] | None = None,
+) -> Tensor:
+    """Compute y = x W^T + b with a packed W, by the backend that is chosen for this product.
+
+    For layers of other libraries that hold the tensors of a packed matrix; `NMLinear` is the layer of this one. It
+    passes no gradients, and is not traced by torch.compile: see the operator `nm_linear`.
+
+    Args:
+        x: Inputs (..., columns), of the weight's type and on its device.
+        packed: The matrix W (rows, columns).
+        bias: b (rows,), of the weight's type.
+        backend: Name of the backend; None chooses by device, type, pattern, shape and batch.
+        state_of: Returns the state that a backend's `prepare` made for this matrix, from wherever the caller keeps
+            it. None prepares it for this call alone, which costs little on the CPU, but more than many products where
+            a backend converts the matrix.
+
+    Returns:
+        y (..., rows), a new tensor of x's type.
+
+    Raises:
+        BackendError: x has another type or width than the matrix; the named backend does not exist, or does not
+            support this product.
+    """
+    rows = packed.rows
+    columns = packed.columns
+    if x.shape[-1] != columns or x.dtype != packed.dtype:
+        raise BackendError(
+            f"expected x of {columns} features and type {packed.dtype}, got {tuple(x.shape)}, {x.dtype}; "
+            "convert x or the module (autocast does not apply to packed matrices)"
+        )
+    flat_x = x.reshape(-1, columns)
+    batch = flat_x.shape[0]
+    if not batch or not rows:
+        return x.new_empty(*x.shape[:-1], rows)
+    chosen = choose_backend(
+        x.device, x.dtype, packed.pattern, rows, columns, batch, name=backend, value_kind=packed.kind
+    )
+    state = chosen.prepare(packed) if state_of is None else state_of(chosen)
+    flat_x = flat_x.contiguous() if packed.order is None else flat_x.index_select(1, packed.order)
+    y = chosen.linear(flat_x, state)
+    if bias is not None:
+        y += bias
+    return y.view(*x.shape[:-1], rows)
 
 
 class NMLinear(nn.Module):
-    """y = x W^T + b with W packed; takes the place of an `nn.Linear` for inference.
+    """A linear layer y = x W^T + b with a packed W, for inference in the place of an `nn.Linear`.
 
-    x is (..., in_features) of the weight's type, y (..., out_features). The tensors are buffers: floats (`values`, or
-    the `scales` of quantised ones, and `bias`) change their type with the module, the others never do. `backend` forces
-    one of `sparse.backends.table`; without it the choice is made at every call, by device, type, shape and batch.
-    `transposed` is the class of the layer whose place it takes where that keeps its weight as (in, out).
+    x is (..., in_features) of the weight's type, y is (..., out_features). The tensors are buffers. The floats among
+    them (`values`, or the `scales` of quantised values, and `bias`) change their type with the module; `bits`, `order`
+    and quantised values never do.
+
+    Args:
+        packed: The matrix; its tensors become buffers, not copies.
+        bias: (out_features,), of the weight's type.
+        backend: Name of the backend for all products; None chooses at every call, by device, type, shape and batch.
+        transposed: Class of the dense layer that this one replaces, if that stores its weight as (in, out).
 
     Raises:
-        BackendError: there is no such backend; when called, it cannot compute this, or x has another type or width;
-            when gradients are asked for.
+        BackendError: There is no such backend; at a call, it does not support the product, or x has another type or
+            width; in a backward pass, as there are no gradients.
     """
 
     values: Tensor
@@ -45,13 +102,16 @@ class NMLinear(nn.Module):
     ) -> None:
         super().__init__()
         if backend is not None:
-            find(backend)
-        self.pattern, self.backend, self.transposed = packed.pattern, backend, transposed
-        self.in_features, self.out_features = packed.columns, packed.rows
-        parts = {"scales": None, "order": None, **packed.tensors(), "bias": bias}
-        for name, tensor in parts.items():
+            find_backend(backend)
+        self.pattern = packed.pattern
+        self.backend = backend
+        self.transposed = transposed
+        self.in_features = packed.columns
+        self.out_features = packed.rows
+        buffers = {"scales": None, "order": None, **packed.tensors(), "bias": bias}
+        for name, tensor in buffers.items():
             self.register_buffer(name, None if tensor is None else tensor.detach())
-        self._enlist()
+        self._start_tracking()
 
     @classmethod
     def empty(
@@ -63,22 +123,33 @@ class NMLinear(nn.Module):
         values: str | None = None,
         backend: str | None = None,
     ) -> "NMLinear":
-        """Room for the packed form of a dense layer, of its shape, type and device, to be filled by a state dict."""
-        weight, bias, transposed = parts_of(linear)
+        """Create a layer with uninitialised tensors, to be filled by a state dict.
+
+        Args:
+            linear: The dense layer, whose shape, type, device and bias it takes.
+            pattern: N:M of the weight.
+            ordered: Whether the columns are permuted, so that an `order` is among the tensors.
+            values: "int8" or "int4" for quantised values; None for the weight's type.
+            backend: As of the class.
+
+        Raises:
+            PatternError: The pattern does not fit the width of the layer.
+        """
+        weight, bias, transposed = dense_parameters(linear)
         pattern.check_width(weight.shape[1], "linear")
-        parts = layout(tuple(weight.shape), weight.dtype, pattern, values, ordered=ordered)
-        room: Any = {name: weight.new_empty(shape, dtype=dtype) for name, (dtype, shape) in parts.items()}
+        layout = packed_layout(tuple(weight.shape), weight.dtype, pattern, values, ordered=ordered)
+        tensors: Any = {name: weight.new_empty(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
         bias = None if bias is None else torch.empty_like(bias)
-        packed = Packed(pattern=pattern, columns=weight.shape[1], **room)
+        packed = Packed(pattern=pattern, columns=weight.shape[1], **tensors)
         return cls(packed, bias, backend=backend, transposed=transposed)
 
     @property
     def packed(self) -> Packed:
-        """Its matrix, sharing its tensors."""
+        """The matrix; it shares the tensors of the layer."""
         return Packed(self.values, self.bits, self.pattern, self.in_features, self.order, self.scales)
 
     def dense(self) -> nn.Linear:
-        """The same layer with its zeros, its weight as (out, in)."""
+        """Return the same layer with its zeros, its weight as (out, in)."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter(unpack(self.packed), requires_grad=False)
         if self.bias is not None:
@@ -87,7 +158,8 @@ class NMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the packed matrix; x (..., in_features) gives (..., out_features)."""
-        # The operator is what tracing, compiling and autograd need; otherwise its dispatch costs more than it gives.
+        # Tracing, compiling and autograd need the operator. Otherwise its dispatch would be the larger part of the
+        # time of a small product.
         if torch.compiler.is_compiling() or type(x) is not Tensor or x.requires_grad or x.is_meta:
             traced: Tensor = nm_linear(
                 x,
@@ -101,40 +173,49 @@ class NMLinear(nn.Module):
                 self.scales,
             )
             return traced
-        return _multiply(x, self.packed, self.bias, self.backend, self)
+        return packed_linear(x, self.packed, self.bias, backend=self.backend, state_of=self.backend_state)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows."""
-        ordered = ", ordered" if self.order is not None else ""
-        shape = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return f"{shape}, {self.pattern}{f', {self.packed.kind}' if self.scales is not None else ''}{ordered}"
+        """Return what `print(model)` shows of the layer."""
+        details = [
+            f"in_features={self.in_features}",
+            f"out_features={self.out_features}",
+            f"bias={self.bias is not None}",
+            str(self.pattern),
+        ]
+        if self.scales is not None:
+            details.append(self.packed.kind)
+        if self.order is not None:
+            details.append("ordered")
+        return ", ".join(details)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_prepared")}
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_backend_states")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._enlist()
+        self._start_tracking()
 
-    def _enlist(self) -> None:
-        self._prepared: dict[str, Any] = {}
-        self._prepared_from: tuple[object, ...] = ()
-        _modules.add(self)
+    def _start_tracking(self) -> None:
+        """Start without backend states, and let the operator find this layer by its tensors."""
+        self._backend_states: dict[str, Any] = {}
+        self._backend_states_version: tuple[object, ...] = ()
+        _live_layers.add(self)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local: Any, strict: bool, *lists: Any
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: Any
     ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local, strict, *lists)
-        self._prepared.clear()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        self._backend_states.clear()
         errors = lists[-1]
         if not errors and not self.values.is_meta:
             try:
-                check(self.packed, prefix.removesuffix("."))
+                check_packed(self.packed, prefix.removesuffix("."))
             except EggsError as error:
                 errors.append(str(error))
 
-    def holds(self, packed: Packed) -> bool:
-        """Whether these very tensors are its buffers."""
+    def owns(self, packed: Packed) -> bool:
+        """Return whether the matrix shares its memory with the buffers of this layer."""
         return (
             self.values.data_ptr() == packed.values.data_ptr()
             and self.bits.data_ptr() == packed.bits.data_ptr()
@@ -142,36 +223,40 @@ class NMLinear(nn.Module):
             and self.pattern == packed.pattern
         )
 
-    def prepared(self, backend: Backend) -> Any:
-        """The backend's state for this matrix; kept until the tensors move or change."""
-        parts = (self.values, self.bits, *(() if self.scales is None else (self.scales,)))
-        now = tuple((part.data_ptr(), _version(part)) for part in parts)
-        if now != self._prepared_from:
-            self._prepared.clear()
-            self._prepared_from = now
-        if backend.name not in self._prepared:
-            if not self._prepared:
-                for tensor in parts:  # states hold aliases only, so moving a buffer ends it
-                    weakref.finalize(tensor, self._prepared.clear).atexit = False
+    def backend_state(self, backend: Backend) -> Any:
+        """Return the state that a backend prepared for this matrix; kept until the tensors move or change."""
+        tensors = [self.values, self.bits]
+        if self.scales is not None:
+            tensors.append(self.scales)
+        version = tuple((tensor.data_ptr(), _change_count(tensor)) for tensor in tensors)
+        if version != self._backend_states_version:
+            self._backend_states.clear()
+            self._backend_states_version = version
+        if backend.name not in self._backend_states:
+            if not self._backend_states:
+                for tensor in tensors:  # states hold aliases of the buffers; without a buffer its state is freed too
+                    weakref.finalize(tensor, self._backend_states.clear).atexit = False
             scales = None if self.scales is None else self.scales.detach()
             alias = Packed(self.values.detach(), self.bits.detach(), self.pattern, self.in_features, scales=scales)
-            self._prepared[backend.name] = backend.prepare(alias)
-        return self._prepared[backend.name]
+            self._backend_states[backend.name] = backend.prepare(alias)
+        return self._backend_states[backend.name]
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether it is a `Conv1D` of transformers, whose weight is (in, out)."""
+    """Return whether a module is a `Conv1D` of transformers, whose weight is (in, out)."""
     return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
-def parts_of(linear: nn.Module) -> tuple[Tensor, Tensor | None, type[nn.Module] | None]:
-    """Weight (out, in) and bias of a dense layer, and its class where it keeps that weight as (in, out)."""
+def dense_parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None, type[nn.Module] | None]:
+    """Return weight (out, in) and bias of a dense layer, and its class if it stores the weight as (in, out)."""
     layer: Any = linear
-    return (layer.weight.T, layer.bias, type(linear)) if is_transposed(linear) else (layer.weight, layer.bias, None)
+    if is_transposed(linear):
+        return layer.weight.T, layer.bias, type(linear)
+    return layer.weight, layer.bias, None
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; those made in inference mode do not count."""
+def _change_count(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; tensors made in inference mode do not count it."""
     return -1 if tensor.is_inference() else tensor._version
 
 
@@ -187,9 +272,25 @@ def nm_linear(
     backend: str,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """Y = x W^T + b as an operator of tensors alone. The states of the module that they belong to are used."""
+    """Compute `packed_linear` as an operator, which torch.compile and autograd can trace.
+
+    If the tensors are the buffers of an `NMLinear`, its backend states are used.
+
+    Args:
+        x: Inputs (..., columns).
+        values: Values of the packed matrix, as in `Packed`.
+        bits: Its bits.
+        order: Its column order, if it has one.
+        bias: (rows,).
+        keep: N of its pattern.
+        group: M of its pattern.
+        backend: Name of the backend; empty to choose.
+        scales: Scales of quantised values.
+    """
     packed = Packed(values, bits, Pattern(keep, group), x.shape[-1], order, scales)
-    return _multiply(x, packed, bias, backend or None, _owner(packed))
+    layer = _layer_of(packed)
+    state_of = None if layer is None else layer.backend_state
+    return packed_linear(x, packed, bias, backend=backend or None, state_of=state_of)
 
 
 @nm_linear.register_fake
@@ -197,39 +298,21 @@ def _(x: Tensor, values: Tensor, *_: object) -> Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
-def _refuse(*_: object) -> None:
+def _refuse_gradients(*_: object) -> None:
     raise BackendError("packed N:M matrices pass no gradients; export the folder as dense, and train that")
 
 
-nm_linear.register_autograd(_refuse)
+nm_linear.register_autograd(_refuse_gradients)
 
 
-def _owner(packed: Packed) -> NMLinear | None:
-    """The module that these tensors are the buffers of."""
+def _layer_of(packed: Packed) -> NMLinear | None:
+    """Return the layer that has these tensors as its buffers."""
     address = packed.values.data_ptr()
-    known = _by_address.get(address)
-    if known is not None and known.holds(packed):
+    known = _layer_by_address.get(address)
+    if known is not None and known.owns(packed):
         return known
-    found = next((module for module in _modules if module.holds(packed)), None)
-    if found is not None:
-        _by_address[address] = found
-    return found
-
-
-def _multiply(x: Tensor, packed: Packed, bias: Tensor | None, backend: str | None, module: NMLinear | None) -> Tensor:
-    rows, columns = packed.rows, packed.columns
-    if x.shape[-1] != columns or x.dtype != packed.dtype:
-        raise BackendError(
-            f"expected x of {columns} features and type {packed.dtype}, got {tuple(x.shape)}, {x.dtype}; "
-            "convert x or the module (autocast does not reach packed matrices)"
-        )
-    flat = x.reshape(-1, columns)
-    batch = flat.shape[0]
-    if not batch or not rows:
-        return x.new_empty(*x.shape[:-1], rows)
-    chosen = choose(x.device, x.dtype, packed.pattern, rows, columns, batch, name=backend, kind=packed.kind)
-    state = chosen.prepare(packed) if module is None else module.prepared(chosen)
-    y = chosen.linear(flat.contiguous() if packed.order is None else flat.index_select(1, packed.order), state)
-    if bias is not None:
-        y += bias
-    return y.view(*x.shape[:-1], rows)
+    for layer in _live_layers:
+        if layer.owns(packed):
+            _layer_by_address[address] = layer
+            return layer
+    return None

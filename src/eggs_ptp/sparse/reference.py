@@ -1,28 +1,28 @@
-"""The plain product: rows are unpacked a tile at a time and multiplied as dense ones. Any pattern, everywhere."""
+"""The reference backend: unpacks a tile of rows at a time and multiplies it as dense. Any pattern, on any device."""
 
 from torch import Tensor
 from torch.nn.functional import linear as dense_linear
 
-from eggs_ptp.core.pack import KINDS, Packed, expand
+from eggs_ptp.core.pack import VALUE_KINDS, Packed, expand
 from eggs_ptp.sparse.backends import Backend
 
-_TILE = 1 << 20  # weights unpacked at a time: what the product needs beside its operands, a few megabytes
+_TILE = 1 << 20  # weights unpacked at a time, which is a few megabytes in addition to the operands
 
 
-def why_not(*_product: object) -> None:
-    """Nothing stands in its way."""
+def unsupported_reason(*_product: object) -> None:
+    """Return None: this backend computes every product."""
 
 
 def prepare(packed: Packed) -> Packed:
-    """Itself."""
+    """Return the matrix itself."""
     return packed
 
 
 def linear(x: Tensor, packed: Packed) -> Tensor:
-    """Y = x W^T, (batch, rows): each output is the dense product's own, computed by torch in the same type.
+    """Compute y = x W^T, (batch, rows), by torch's dense product of the same type.
 
-    A pruned weight is a zero of the tile like any other: where x is infinite or NaN it gives NaN, as the dense model
-    does.
+    A pruned weight is a zero in the tile like any other: where x is infinite or NaN it gives NaN, as in the dense
+    model.
     """
     y = x.new_empty(x.shape[0], packed.rows)
     for start, tile in packed.tiles(_TILE):
@@ -31,10 +31,11 @@ def linear(x: Tensor, packed: Packed) -> Tensor:
 
 
 REFERENCE = Backend(
-    "reference",
-    "plain torch: rows unpacked tile by tile, any N:M, values as they are, int8 or int4",
-    why_not,
-    prepare,
-    linear,
-    KINDS,
+    name="reference",
+    description="plain torch, rows unpacked tile by tile: any N:M, float, int8 and int4 values",
+    unsupported_reason=unsupported_reason,
+    prepare=prepare,
+    linear=linear,
+    value_kinds=VALUE_KINDS,
+    priority=0,
 )

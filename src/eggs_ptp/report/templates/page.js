@@ -1,5 +1,5 @@
 "use strict";
-// Tables of all matrices are sorted by the column whose head is pressed; the page says everything without this.
+// Sorts the tables of all matrices by the column whose head is clicked; without this script the page shows the same.
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const heads = [...table.tHead.rows[0].cells];
   const words = new Intl.Collator("en", { numeric: true });
@@ -15,7 +15,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     button.addEventListener("click", () => {
       const [first, second] = isNumber ? ["descending", "ascending"] : ["ascending", "descending"];
       const order = head.getAttribute("aria-sort") === first ? second : first;
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      heads.forEach((column) => column.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
       const body = table.tBodies[0];
@@ -23,10 +23,10 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
     });
   });
 }
-// What is folded is printed too.
+// Collapsed parts are printed too.
 let opened = [];
 window.addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
-  opened.forEach((part) => { part.open = true; });
+  opened.forEach((details) => { details.open = true; });
 });
-window.addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));
+window.addEventListener("afterprint", () => opened.forEach((details) => { details.open = false; }));

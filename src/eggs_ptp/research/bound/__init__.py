@@ -1,0 +1,1 @@
+"""Lower bounds on the output error of N:M masks."""

@@ -1,0 +1,26 @@
+"""A folder to follow a guide in, where `demo` is a tiny model."""
+
+import sys
+
+import pytest
+
+from eggs_ptp import api
+
+
+@pytest.fixture
+def follow(tiny, tmp_path, monkeypatch):
+    """`follow(guide)`: an empty folder with the guide's files as the current one; its modules can be imported."""
+    modules = set()
+
+    def prepare(guide):
+        guide.write(tmp_path)
+        modules.update(name.removesuffix(".py") for name in guide.files if "/" not in name)
+        return tmp_path
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(api, "model_folder", lambda: tiny())
+    monkeypatch.setattr(api, "builtin_documents", lambda split: [f"{i}: text for {split}. " * 20 for i in range(20)])
+    yield prepare
+    for name in modules:
+        sys.modules.pop(name, None)
