@@ -1,12 +1,13 @@
-"""`eggs diagnose` without spectra beside a plain read of the same files.
+"""`eggs diagnose` without spectra, compared with a plain read of the same files.
 
     python benchmarks/diagnose_speed.py --layers 4 --rounds 5
 
-The checkpoint is made for it: random bfloat16 weights masked to 2:4, shaped as Llama-3.2-1B's blocks, no embeddings to
-speak of. A plain read is `read` of every byte into one buffer of 16 MiB. Both are timed in turns, with the files in the
-page cache ("warm") and after the kernel was asked to drop them ("cold", posix_fadvise). The record has medians, of the
-clock and of this process's processor time, which other work on the machine disturbs less. `--spectra-size` also times
-the spectral figures of one random 2:4 matrix of that many rows and columns.
+The checkpoint is created for the purpose: random bfloat16 weights masked to 2:4, with the shapes of Llama-3.2-1B's
+blocks and almost no embeddings. A plain read is `read` of every byte into one buffer of 16 MiB. Both are timed
+alternately, with the files in the page cache ("warm") and after the kernel was asked to drop them ("cold",
+posix_fadvise). The record has medians of the wall-clock time and of this process's processor time, which other work on
+the machine disturbs less. `--spectra-size` also times the spectrum of one random 2:4 matrix of that many rows and
+columns.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accuracy import HERE, commit
@@ -32,23 +34,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--spectra-size", type=int, default=4096, help="0: none")
     parser.add_argument("--record", type=Path, default=HERE.parent / "docs" / "results" / "diagnose-speed.json")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder, given.layers)
-        found = measure(folder, given.rounds)
-        found["bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    found |= {"shape": SHAPE, "layers": given.layers, "rounds": given.rounds}
-    if given.spectra_size:
-        found["spectra"] = {"size": given.spectra_size, **spectra_seconds(given.spectra_size)}
-    found |= {"commit": commit(), "torch": torch.__version__, "machine": platform.machine()}
-    found |= {"threads": os.environ.get("OMP_NUM_THREADS", "default"), "load": [round(x, 1) for x in os.getloadavg()]}
-    given.record.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+        write_checkpoint(folder, arguments.layers)
+        record: dict[str, Any] = measure(folder, arguments.rounds)
+        record["bytes"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    record |= {"shape": SHAPE, "layers": arguments.layers, "rounds": arguments.rounds}
+    if arguments.spectra_size:
+        record["spectra"] = {"size": arguments.spectra_size, **spectra_seconds(arguments.spectra_size)}
+    record |= {"commit": commit(), "torch": torch.__version__, "machine": platform.machine()}
+    record |= {"threads": os.environ.get("OMP_NUM_THREADS", "default"), "load": [round(x, 1) for x in os.getloadavg()]}
+    arguments.record.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
 
 
-def write(folder: Path, layers: int) -> None:
-    """A model folder whose block linears are random and 2:4."""
+def write_checkpoint(folder: Path, layers: int) -> None:
+    """Write a model folder with random block linears masked to 2:4."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from eggs_ptp.core.mask import keep_top
@@ -64,37 +66,41 @@ def write(folder: Path, layers: int) -> None:
     model.save_pretrained(folder)
 
 
-def measure(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
-    from eggs_ptp.checkpoint.diagnosis import diagnose_folder
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """Return medians by cache state: seconds and processor seconds of both, and their ratios."""
+    from eggs_ptp.research.diagnosis.diagnosis import diagnose_folder
 
-    diagnose_folder(folder)  # imports, and the page cache
+    diagnose_folder(folder)  # for its imports, and to fill the page cache
+    functions = {"read": read_files, "diagnose": diagnose_folder}
     times: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for _ in range(rounds):
         for state in ("warm", "cold"):
-            for what, work in (("read", read), ("diagnose", diagnose_folder)):
+            for name, function in functions.items():
                 if state == "cold":
-                    drop(folder)
-                times.setdefault(state, {}).setdefault(what, []).append(timed(lambda work=work: work(folder)))
+                    drop_from_cache(folder)
+                seconds = timed(lambda function=function: function(folder))
+                times.setdefault(state, {}).setdefault(name, []).append(seconds)
             if state == "cold":
-                read(folder)
-    found: dict[str, dict[str, float]] = {}
-    for state, by_work in times.items():
-        found[state] = {}
-        for place, clock in enumerate(("seconds", "cpu_seconds")):
-            medians = {what: statistics.median(each[place] for each in pairs) for what, pairs in by_work.items()}
-            found[state] |= {f"{what}_{clock}": round(value, 3) for what, value in medians.items()}
-            found[state][f"ratio_{clock}"] = round(medians["diagnose"] / medians["read"], 2)
-    return found
+                read_files(folder)
+    medians: dict[str, Any] = {}
+    for state, times_by_name in times.items():
+        medians[state] = {}
+        for index, clock in enumerate(("seconds", "cpu_seconds")):
+            of_clock = {name: statistics.median(pair[index] for pair in pairs) for name, pairs in times_by_name.items()}
+            medians[state] |= {f"{name}_{clock}": round(value, 3) for name, value in of_clock.items()}
+            medians[state][f"ratio_{clock}"] = round(of_clock["diagnose"] / of_clock["read"], 2)
+    return medians
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds by the clock, and of processor time."""
-    start, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start, time.process_time() - cpu
+def timed(function: Callable[[], object]) -> tuple[float, float]:
+    """Return wall-clock seconds and processor seconds."""
+    start = time.perf_counter()
+    cpu_start = time.process_time()
+    function()
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
-def read(folder: Path) -> None:
+def read_files(folder: Path) -> None:
     buffer = bytearray(BUFFER)
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:
@@ -102,8 +108,8 @@ def read(folder: Path) -> None:
                 pass
 
 
-def drop(folder: Path) -> None:
-    """Ask the kernel to forget the files."""
+def drop_from_cache(folder: Path) -> None:
+    """Ask the kernel to drop the files from the page cache."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -113,12 +119,12 @@ def drop(folder: Path) -> None:
 def spectra_seconds(size: int) -> dict[str, float]:
     from eggs_ptp.core.mask import keep_top
     from eggs_ptp.core.pattern import Pattern
-    from eggs_ptp.graph.spectrum import spectrum
+    from eggs_ptp.research.graph.spectrum import spectrum
 
     score = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
     mask = keep_top(score, Pattern(2, 4))
-    seconds, cpu = timed(lambda: spectrum(mask, 4))
-    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2)}
+    seconds, cpu_seconds = timed(lambda: spectrum(mask, 4))
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""DSnoT over all rows at once beside a loop over the rows, from Wanda's mask, on one matrix.
+"""DSnoT for all rows at once, compared with a loop over the rows, from Wanda's mask of one matrix.
 
-The loop draws up a row's lists with one sort each and then swaps in plain numbers, one row after the other. Both have
-to end at the same mask (else exit code 1). Rounds are interleaved; seconds are medians, the ratio a median over rounds.
+The loop sorts the candidates of a row once and then swaps in plain Python, row after row. Both must give the same mask
+(otherwise exit code 1). Rounds are interleaved; seconds are medians, the ratio is a median over the rounds.
 
     python benchmarks/dsnot_speed.py [--rounds 3] [--shape 4096x4096] [--patterns 0.6,2:4] [--threads 1] [--record FILE]
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eggs_ptp.checkpoint.record import versions
+from eggs_ptp.checkpoint.run_record import versions
 from eggs_ptp.core.mask import keep_top
 from eggs_ptp.core.pattern import AnyPattern, Pattern, parse_pattern
 from eggs_ptp.refine.dsnot import dsnot
@@ -26,8 +26,8 @@ CYCLES, THRESHOLD, TOKENS = 50, 0.1, 2048
 Layer = dict[str, Tensor]
 
 
-def layer(out: int, width: int) -> Layer:
-    """A weight, and statistics of inputs whose means are small beside their spread."""
+def make_layer(out: int, width: int) -> Layer:
+    """Return a weight, and statistics of inputs whose means are small compared with their deviations."""
     generator = torch.Generator().manual_seed(0)
     variance = torch.rand(width, generator=generator) + 0.1
     mean = 0.1 * torch.randn(width, generator=generator)
@@ -40,62 +40,80 @@ def layer(out: int, width: int) -> Layer:
     }
 
 
-def at_once(given: Layer, mask: Tensor, score: Tensor, pattern: AnyPattern) -> Tensor:
+def at_once(layer: Layer, mask: Tensor, score: Tensor, pattern: AnyPattern) -> Tensor:
     options = {"max_cycles": CYCLES, "threshold": THRESHOLD, "sample_tokens": TOKENS}
-    return dsnot(mask, score, pattern=pattern, role="attention", **given, **options)
+    return dsnot(mask, score, pattern=pattern, role="attention", **layer, **options)
 
 
-def by_row(given: Layer, mask: Tensor, score: Tensor, pattern: AnyPattern) -> Tensor:
-    result, group = mask.clone(), pattern.group if isinstance(pattern, Pattern) else 0
-    for i, weight in enumerate(given["weight"]):
-        part = weight * (given["input_mean"] * TOKENS)
-        swap_row(result[i], part, part / given["input_var_within"], score[i], group)
+def by_row(layer: Layer, mask: Tensor, score: Tensor, pattern: AnyPattern) -> Tensor:
+    result = mask.clone()
+    group = pattern.group if isinstance(pattern, Pattern) else 0
+    for row, weight in enumerate(layer["weight"]):
+        contribution = weight * (layer["input_mean"] * TOKENS)
+        swap_row(result[row], contribution, contribution / layer["input_var_within"], score[row], group)
     return result
 
 
-def swap_row(mask: Tensor, part: Tensor, key: Tensor, score: Tensor, group: int) -> None:
-    """The swaps of one row, in place: `group` is M of an N:M pattern, 0 where there is none."""
+def swap_row(mask: Tensor, contribution: Tensor, key: Tensor, score: Tensor, group: int) -> None:
+    """Do the swaps of one row, in place.
+
+    Args:
+        mask: The row's mask (in,).
+        contribution: What each weight contributes to the expected output (in,).
+        key: By which pruned weights are chosen to be grown (in,).
+        score: By which kept weights are chosen to be pruned (in,).
+        group: M of an N:M pattern; 0 for an unstructured one.
+    """
     ascending = key.sort(stable=True).indices.tolist()
-    kept, parts, keys, cost = mask.tolist(), part.tolist(), key.tolist(), score.tolist()
-    low = iter([j for j in ascending if not kept[j] and keys[j] < 0])
-    high = iter([j for j in reversed(ascending) if not kept[j] and keys[j] > 0])
-    free = list(kept)  # kept from the start, and still there
-    cheapest = [] if group else score.sort(stable=True).indices.tolist()
-    negative = iter([j for j in cheapest if kept[j] and parts[j] < 0])
-    positive = iter([j for j in cheapest if kept[j] and parts[j] > 0])
-    error = float(part.masked_fill(mask, 0.0).sum(dtype=torch.float64))
-    above = error > 0
+    kept = mask.tolist()
+    contributions = contribution.tolist()
+    keys = key.tolist()
+    scores = score.tolist()
+    grow_negative = iter([j for j in ascending if not kept[j] and keys[j] < 0])
+    grow_positive = iter([j for j in reversed(ascending) if not kept[j] and keys[j] > 0])
+    prunable = list(kept)  # kept from the start, and not pruned since
+    by_score = [] if group else score.sort(stable=True).indices.tolist()
+    prune_negative = iter([j for j in by_score if kept[j] and contributions[j] < 0])
+    prune_positive = iter([j for j in by_score if kept[j] and contributions[j] > 0])
+    error = float(contribution.masked_fill(mask, 0.0).sum(dtype=torch.float64))
+    was_positive = error > 0
     for _ in range(CYCLES):
-        if abs(error) <= THRESHOLD or (grown := next(high if error > 0 else low, None)) is None:
+        if abs(error) <= THRESHOLD:
+            break
+        grown = next(grow_positive if error > 0 else grow_negative, None)
+        if grown is None:
             break
         if group:
             start = grown // group * group
-            places = [j for j in range(start, start + group) if free[j]]
-            pruned = min(places, key=cost.__getitem__, default=None)
+            candidates = [j for j in range(start, start + group) if prunable[j]]
+            pruned = min(candidates, key=scores.__getitem__, default=None)
         else:
-            pruned = next(negative if error > 0 else positive, None)
+            pruned = next(prune_negative if error > 0 else prune_positive, None)
         if pruned is None:
             break
-        after = error + parts[pruned] - parts[grown]
-        if group and (after == 0 or (after > 0) != above):
+        new_error = error + contributions[pruned] - contributions[grown]
+        if group and (new_error == 0 or (new_error > 0) != was_positive):
             break
-        mask[grown], mask[pruned], free[pruned], error = True, False, False, after
+        mask[grown] = True
+        mask[pruned] = False
+        prunable[pruned] = False
+        error = new_error
 
 
-def measure(given: Layer, pattern: AnyPattern, rounds: int) -> dict[str, Any]:
-    score = given["weight"].abs() * given["input_norm"]
+def measure(layer: Layer, pattern: AnyPattern, rounds: int) -> dict[str, Any]:
+    score = layer["weight"].abs() * layer["input_norm"]
     start = keep_top(score, pattern, group="row")
     seconds: dict[str, list[float]] = {"at_once": [], "by_row": []}
     masks = {}
     for _ in range(rounds):
         for name, function in (("by_row", by_row), ("at_once", at_once)):
             before = time.perf_counter()
-            masks[name] = function(given, start, score, pattern)
+            masks[name] = function(layer, start, score, pattern)
             seconds[name].append(time.perf_counter() - before)
     ratios = [slow / fast for slow, fast in zip(seconds["by_row"], seconds["at_once"], strict=True)]
     return {
         "pattern": str(pattern),
-        "seconds": {name: statistics.median(of) for name, of in seconds.items()},
+        "seconds": {name: statistics.median(samples) for name, samples in seconds.items()},
         "times_faster": statistics.median(ratios),
         "all_seconds": seconds,
         "swaps_per_row": float((masks["at_once"] & ~start).sum()) / len(start),
@@ -110,23 +128,24 @@ def main() -> None:
     parser.add_argument("--patterns", default="0.6,2:4")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--record", type=Path)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    setting = {"shape": given.shape, "threads": given.threads, "rounds": given.rounds}
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    setting = {"shape": arguments.shape, "threads": arguments.threads, "rounds": arguments.rounds}
     print(", ".join(f"{name} {value}" for name, value in setting.items()) + f", torch {torch.__version__}\n")
     print(f"{'pattern':8} {'loop over rows':>15} {'all at once':>12} {'x faster':>9} {'swaps a row':>12} other masks")
-    data, found = layer(*map(int, given.shape.split("x"))), []
-    for text in given.patterns.split(","):
-        row = measure(data, parse_pattern(text), given.rounds)
-        found.append(row)
+    layer = make_layer(*map(int, arguments.shape.split("x")))
+    rows = []
+    for pattern in arguments.patterns.split(","):
+        row = measure(layer, parse_pattern(pattern), arguments.rounds)
+        rows.append(row)
         print(f"{row['pattern']:8} {row['seconds']['by_row']:13.2f} s {row['seconds']['at_once']:10.3f} s ", end="")
         print(f"{row['times_faster']:9.1f} {row['swaps_per_row']:12.1f} {row['rows_with_another_mask']}", flush=True)
-    if given.record:
-        whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), **setting, "rows": found}
-        given.record.parent.mkdir(parents=True, exist_ok=True)
-        given.record.write_text(json.dumps(whole, indent=1) + "\n")
-    if any(row["rows_with_another_mask"] for row in found):
-        sys.exit("the two ended at different masks")
+    if arguments.record:
+        record = {"command": "python " + " ".join(sys.argv), "versions": versions(), **setting, "rows": rows}
+        arguments.record.parent.mkdir(parents=True, exist_ok=True)
+        arguments.record.write_text(json.dumps(record, indent=1) + "\n")
+    if any(row["rows_with_another_mask"] for row in rows):
+        sys.exit("the masks differ")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""EGGS-PTP's readings side by side: every kind of block and B beside RIA with the same permutation, over seeds.
+"""Readings of EGGS-PTP: every kind of diagonal block and B, compared with RIA with the same permutation, over seeds.
 
     python benchmarks/eggs_readings.py MODEL --calibration TEXT --text TEXT [--pattern 2:4] [--seeds 3] [--record FILE]
 
-Each row prunes the model once a seed (the seed moves the calibration windows) and evaluates it on the same windows.
+Each row prunes the model once per seed, which draws the calibration windows, and evaluates it on the same windows.
 """
 
 import argparse
@@ -14,10 +14,12 @@ from pathlib import Path
 
 KINDS = ("circulant", "staircase", "forced", "block", "best")
 BLOCKS: tuple[int | str, ...] = (1, "auto")
-MORE = ("circulant", "best")  # kinds that are run at B = 2 and 5 too
+MORE_BLOCKS = (2, 5)
+KINDS_WITH_MORE_BLOCKS = ("circulant", "best")
 
 
 def rows_for(pattern: str) -> list[tuple[str, dict]]:
+    """Return labels and settings of all rows that the pattern allows."""
     keep, group = (int(part) for part in pattern.split(":"))
     rows: list[tuple[str, dict]] = [
         ("ria", {"method": "ria"}),
@@ -27,7 +29,7 @@ def rows_for(pattern: str) -> list[tuple[str, dict]]:
     for kind in KINDS:
         if kind == "block" and group % keep:
             continue
-        for blocks in (*BLOCKS, *((2, 5) if kind in MORE else ())):
+        for blocks in (*BLOCKS, *(MORE_BLOCKS if kind in KINDS_WITH_MORE_BLOCKS else ())):
             options = {"diagonal": kind, "B": blocks}
             rows.append((f"eggs {kind} B={blocks}", {"method": "eggs", "steps": {"select": options}}))
     for label, options in (
@@ -39,8 +41,8 @@ def rows_for(pattern: str) -> list[tuple[str, dict]]:
     if group % keep == 0:
         short = {"diagonal": "staircase", "block": "short", "B": 2}
         rows.append(("eggs short staircase B=2", {"method": "eggs", "steps": {"select": short}}))
-    rows.append(("eggs B=auto, an order per matrix", {"method": "eggs", "share": "matrix"}))
-    rows.append(("ria_cp, an order per matrix", {"method": "ria_cp", "share": "matrix"}))
+    rows.append(("eggs B=auto, one permutation per matrix", {"method": "eggs", "share": "matrix"}))
+    rows.append(("ria_cp, one permutation per matrix", {"method": "ria_cp", "share": "matrix"}))
     return rows
 
 
@@ -55,45 +57,52 @@ def main() -> None:
     parser.add_argument("--max-windows", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--record", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
     from eggs_ptp import evaluate, prune
-    from eggs_ptp.checkpoint.record import versions
+    from eggs_ptp.checkpoint.run_record import versions
 
     def measure(model: str) -> float:
-        return evaluate(model, given.text, max_windows=given.max_windows).value
+        return evaluate(model, arguments.text, max_windows=arguments.max_windows).value
 
-    dense = measure(given.model)
+    dense = measure(arguments.model)
     print(f"dense {dense:.3f}")
-    found = {}
-    print(f"{'row':36} {'mean':>8} {'sd':>6}  {'each seed':24} B")
+    rows = {}
+    print(f"{'row':38} {'mean':>8} {'sd':>6}  {'each seed':24} B")
     with tempfile.TemporaryDirectory() as scratch:
-        for label, settings in rows_for(given.pattern):
-            values, blocks = [], []
-            for seed in range(given.seeds):
-                record = prune(
-                    given.model,
+        for label, settings in rows_for(arguments.pattern):
+            values = []
+            blocks = []
+            for seed in range(arguments.seeds):
+                run_record = prune(
+                    arguments.model,
                     f"{scratch}/model",
                     overwrite=True,
-                    pattern=given.pattern,
-                    calibration=given.calibration,
-                    nsamples=given.nsamples,
-                    seqlen=given.seqlen,
+                    pattern=arguments.pattern,
+                    calibration=arguments.calibration,
+                    nsamples=arguments.nsamples,
+                    seqlen=arguments.seqlen,
                     seed=seed,
-                    orders="gather",  # the paper's: each reader group in an order of its own
+                    permutation="gather",  # as in the paper: a permutation for each input activation
                     **settings,
                 )
                 values.append(measure(f"{scratch}/model"))
-                blocks += [matrix["B"] for matrix in record.matrices if "B" in matrix]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                blocks += [matrix["B"] for matrix in run_record.matrices if "B" in matrix]
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             chosen = f"{min(blocks)}..{max(blocks)}" if blocks else ""
-            found[label] = {"perplexity": values, "B": blocks, "settings": settings}
-            each = " ".join(f"{value:.2f}" for value in values)
-            print(f"{label:36} {statistics.mean(values):8.2f} {spread:6.2f}  {each:24} {chosen}", flush=True)
-    if given.record:
-        whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "dense": dense, "rows": found}
-        given.record.parent.mkdir(parents=True, exist_ok=True)
-        given.record.write_text(json.dumps({**whole, "pattern": given.pattern}, indent=1) + "\n")
+            rows[label] = {"perplexity": values, "B": blocks, "settings": settings}
+            by_seed = " ".join(f"{value:.2f}" for value in values)
+            print(f"{label:38} {statistics.mean(values):8.2f} {deviation:6.2f}  {by_seed:24} {chosen}", flush=True)
+    if arguments.record:
+        record = {
+            "command": "python " + " ".join(sys.argv),
+            "versions": versions(),
+            "dense": dense,
+            "rows": rows,
+            "pattern": arguments.pattern,
+        }
+        arguments.record.parent.mkdir(parents=True, exist_ok=True)
+        arguments.record.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

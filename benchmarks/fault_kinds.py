@@ -1,4 +1,4 @@
-"""Kinds of faults for benchmarks/faults.py: what is done to a run, when, and how it is mended."""
+"""Kinds of faults for benchmarks/faults.py: what is done to a run, when, and how it is undone."""
 
 import ctypes
 import errno
@@ -16,17 +16,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _BOTH = ("prune", "export")
-_LARGE = 1 << 24  # bytes of a disk that is large enough
+_LARGE = 1 << 24  # bytes of a disk with enough space
 
 
-class Missed(Exception):  # noqa: N818 - a signal, not an error
-    """The run had ended before the fault came."""
+class FaultMissed(Exception):  # noqa: N818 - not an error
+    """The run ended before the fault happened."""
 
 
-class Scene(NamedTuple):
-    """Where a fault strikes: what draws it, the folder that is written to, the source, and how long a run takes."""
+class RunFiles(NamedTuple):
+    """A run that a fault is drawn for.
 
-    draw: random.Random
+    Attributes:
+        rng: Draws the fault.
+        disk: The folder that the run writes to.
+        source: The folder that it reads.
+        seconds: How long an undisturbed run takes.
+    """
+
+    rng: random.Random
     disk: Path
     source: Path
     seconds: float
@@ -38,38 +45,54 @@ def _nothing() -> None:
 
 @dataclass
 class Fault:
-    """`before` runs first, `prepare` inside the process, `strike` at a `moment` after its start, `mend` at the end."""
+    """One fault.
+
+    Attributes:
+        detail: Describes it.
+        before: Called before the run; may start another run.
+        prepare: Called in the process of the run, before the command.
+        strike: Called with the process id, `delay` seconds after its start.
+        delay: Seconds.
+        undo: Called after the run.
+        needs_overwrite: Whether the fault damages the journal, so that the command can only be repeated with
+            --overwrite.
+    """
 
     detail: str
     before: Callable[[Callable[[], int]], None] | None = None
     prepare: Callable[[], None] = _nothing
     strike: Callable[[int], None] | None = None
-    moment: float = 0.0
-    mend: Callable[[], None] = _nothing
-    anew: bool = False  # what is kept is damaged: afterwards the command needs --overwrite
+    delay: float = 0.0
+    undo: Callable[[], None] = _nothing
+    needs_overwrite: bool = False
 
 
 @dataclass
 class Kind:
-    """How faults of a kind are drawn, and which verbs they make sense for."""
+    """A kind of fault.
 
-    make: Callable[[Scene], Fault]
+    Attributes:
+        draw: Draws a fault of this kind for a run.
+        verbs: The verbs it applies to.
+        is_possible: Whether this machine permits it.
+    """
+
+    draw: Callable[[RunFiles], Fault]
     verbs: tuple[str, ...] = _BOTH
-    possible: Callable[[], bool] = lambda: True
+    is_possible: Callable[[], bool] = lambda: True
 
 
 def _signal(number: signal.Signals) -> Callable[..., Fault]:
-    def make(scene: Scene) -> Fault:
-        moment = scene.draw.uniform(0.02, scene.seconds)
-        return Fault(
-            f"after {moment / scene.seconds:.0%} of a run's time", strike=lambda it: os.kill(it, number), moment=moment
-        )
+    def draw(run: RunFiles) -> Fault:
+        delay = run.rng.uniform(0.02, run.seconds)
+        detail = f"after {delay / run.seconds:.0%} of a run's time"
+        return Fault(detail, strike=lambda process: os.kill(process, number), delay=delay)
 
-    return make
+    return draw
 
 
-def _size_limit(scene: Scene) -> Fault:
-    limit = int(10 ** scene.draw.uniform(3, 4.9))
+def _size_limit(run: RunFiles) -> Fault:
+    limit = int(10 ** run.rng.uniform(3, 4.9))
 
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -77,166 +100,162 @@ def _size_limit(scene: Scene) -> Fault:
     return Fault(f"no file over {limit} bytes", prepare=prepare)
 
 
-def _small_disk(scene: Scene) -> Fault:
-    free = 4096 * scene.draw.randint(1, 36 if _is_pruned(scene.source) else 110)
-    _mount(scene.disk, _LARGE)
+def _small_disk(run: RunFiles) -> Fault:
+    free = 4096 * run.rng.randint(1, 36 if _is_pruned(run.source) else 110)
+    _mount(run.disk, _LARGE)
 
-    def before(_: object) -> None:
-        used = sum(4096 * (1 + path.stat().st_size // 4096) for path in scene.disk.rglob("*"))
-        _remount(scene.disk, used + free)
+    def before(_start: object) -> None:
+        used = sum(4096 * (1 + path.stat().st_size // 4096) for path in run.disk.rglob("*"))
+        _remount(run.disk, used + free)
 
-    return Fault(f"a disk with {free // 1024} KiB free", before=before, mend=lambda: _remount(scene.disk, _LARGE))
+    return Fault(f"a disk with {free // 1024} KiB free", before=before, undo=lambda: _remount(run.disk, _LARGE))
 
 
-def _full_at_journal(scene: Scene) -> Fault:
-    entry, free = scene.draw.randint(0, 3), 4096 * scene.draw.randint(0, 12)
-    _mount(scene.disk, _LARGE)
-    filler = scene.disk / "filler"
+def _full_at_journal(run: RunFiles) -> Fault:
+    entry = run.rng.randint(0, 3)
+    free = 4096 * run.rng.randint(0, 12)
+    _mount(run.disk, _LARGE)
+    filler = run.disk / "filler"
 
     def prepare() -> None:
         from eggs_ptp.checkpoint.journal import Journal
 
         add = Journal.add
 
-        def fill_and_add(self: Journal, *what: Any, **how: Any) -> None:
+        def fill_and_add(self: Journal, *args: Any, **kwargs: Any) -> None:
             if len(self.entries) == entry:
-                room = shutil.disk_usage(scene.disk).free - free
-                filler.write_bytes(b"\0" * max(0, room))
-            add(self, *what, **how)
+                filler_bytes = shutil.disk_usage(run.disk).free - free
+                filler.write_bytes(b"\0" * max(0, filler_bytes))
+            add(self, *args, **kwargs)
 
         Journal.add = fill_and_add  # type: ignore[method-assign]
 
-    return Fault(f"{free} bytes free for entry {entry}", prepare=prepare, mend=lambda: filler.unlink(missing_ok=True))
+    return Fault(f"{free} bytes free for entry {entry}", prepare=prepare, undo=lambda: filler.unlink(missing_ok=True))
 
 
-def _permission(scene: Scene) -> Fault:
-    moment = scene.draw.uniform(0.0, scene.seconds)
-    struck: list[Path] = []
+def _permission(run: RunFiles) -> Fault:
+    delay = run.rng.uniform(0.0, run.seconds)
+    read_only: list[Path] = []
 
-    def strike(_: int) -> None:
-        for path in (scene.disk, *(path for path in scene.disk.rglob("*") if path.is_dir())):
+    def strike(_process: int) -> None:
+        for path in (run.disk, *(path for path in run.disk.rglob("*") if path.is_dir())):
             with suppress(FileNotFoundError):  # the run has just moved it
                 path.chmod(0o500)
-                struck.append(path)
+                read_only.append(path)
 
-    def mend() -> None:
-        for path in struck:
+    def undo() -> None:
+        for path in read_only:
             if path.exists():
                 path.chmod(0o700 if ".draft" in str(path) else 0o755)
 
     return Fault(
-        f"folders read-only after {moment / scene.seconds:.0%}",
+        f"folders read-only after {delay / run.seconds:.0%}",
         prepare=_drop_privileges,
         strike=strike,
-        moment=moment,
-        mend=mend,
+        delay=delay,
+        undo=undo,
     )
 
 
-def _unreadable(scene: Scene) -> Fault:
-    victims = (path for path in scene.source.iterdir() if path.suffix in (".safetensors", ".json"))
-    victim = scene.draw.choice(sorted(victims))
+def _unreadable(run: RunFiles) -> Fault:
+    victims = (path for path in run.source.iterdir() if path.suffix in (".safetensors", ".json"))
+    victim = run.rng.choice(sorted(victims))
     victim.chmod(0)
-    return Fault(f"{victim.name} not to be read", prepare=_drop_privileges, mend=lambda: victim.chmod(0o644))
+    return Fault(f"{victim.name} unreadable", prepare=_drop_privileges, undo=lambda: victim.chmod(0o644))
 
 
-def _truncated(scene: Scene) -> Fault:
-    victim = scene.draw.choice(sorted(scene.source.glob("*.safetensors")))
-    whole, moment = victim.read_bytes(), scene.draw.uniform(0.0, scene.seconds)
-    length = scene.draw.randrange(len(whole))
+def _truncated(run: RunFiles) -> Fault:
+    victim = run.rng.choice(sorted(run.source.glob("*.safetensors")))
+    content = victim.read_bytes()
+    delay = run.rng.uniform(0.0, run.seconds)
+    length = run.rng.randrange(len(content))
     return Fault(
-        f"{victim.name} cut to {length} of {len(whole)} bytes after {moment / scene.seconds:.0%}",
-        strike=lambda _: os.truncate(victim, length),
-        moment=moment,
-        mend=lambda: _restore(victim, whole),
+        f"{victim.name} truncated to {length} of {len(content)} bytes after {delay / run.seconds:.0%}",
+        strike=lambda _process: os.truncate(victim, length),
+        delay=delay,
+        undo=lambda: victim.write_bytes(content),
     )
 
 
-def _read_error(scene: Scene) -> Fault:
-    number = scene.draw.randrange(40 if _is_pruned(scene.source) else 120)
+def _read_error(run: RunFiles) -> Fault:
+    number = run.rng.randrange(40 if _is_pruned(run.source) else 120)
 
     def prepare() -> None:
-        real, count = os.preadv, iter(range(1_000_000))
+        real_preadv = os.preadv
+        calls = iter(range(1_000_000))
 
-        def preadv(*what: Any) -> int:
-            if next(count) == number:
+        def preadv(*args: Any) -> int:
+            if next(calls) == number:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return real(*what)
+            return real_preadv(*args)
 
         os.preadv = preadv  # type: ignore[assignment]
 
     return Fault(f"read {number} of tensors fails with EIO", prepare=prepare)
 
 
-def _header(scene: Scene) -> Fault:
-    victim = scene.draw.choice(sorted(scene.source.glob("*.safetensors")))
-    whole = victim.read_bytes()
-    place = scene.draw.randrange(8 + int.from_bytes(whole[:8], "little"))
-    return _flip(victim, place, scene.draw, f"{victim.name}, header byte {place}")
+def _header(run: RunFiles) -> Fault:
+    victim = run.rng.choice(sorted(run.source.glob("*.safetensors")))
+    content = victim.read_bytes()
+    position = run.rng.randrange(8 + int.from_bytes(content[:8], "little"))
+    changed = bytearray(content)
+    changed[position] ^= run.rng.randrange(1, 256)
+    victim.write_bytes(bytes(changed))
+    return Fault(f"{victim.name}, header byte {position}", undo=lambda: victim.write_bytes(content))
 
 
-def _not_a_number(scene: Scene) -> Fault:
-    victim = scene.draw.choice(sorted(scene.source.glob("*.safetensors")))
-    whole = victim.read_bytes()
-    start = 8 + int.from_bytes(whole[:8], "little")
-    place = start + 4 * scene.draw.randrange((len(whole) - start) // 4 - 8)
-    size = 4 * scene.draw.randint(1, 8)
-    _restore(victim, whole[:place] + b"\xff" * size + whole[place + size :])
-    return Fault(f"{victim.name}, {size} bytes of 0xff at {place}", mend=lambda: _restore(victim, whole))
+def _not_a_number(run: RunFiles) -> Fault:
+    victim = run.rng.choice(sorted(run.source.glob("*.safetensors")))
+    content = victim.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    position = start + 4 * run.rng.randrange((len(content) - start) // 4 - 8)
+    size = 4 * run.rng.randint(1, 8)
+    victim.write_bytes(content[:position] + b"\xff" * size + content[position + size :])
+    return Fault(f"{victim.name}, {size} bytes of 0xff at {position}", undo=lambda: victim.write_bytes(content))
 
 
-def _kept(scene: Scene) -> Fault:
-    """Killed once it has kept something; then a byte of that is another."""
-    share = scene.draw.random()
-    mark = scene.draw.randrange(1, 256)
-    reached = scene.draw.randint(1, 2)
+def _corrupt_journal(run: RunFiles) -> Fault:
+    """Kill a run once it has journal entries, and change a byte of them."""
+    share = run.rng.random()
+    flipped_bits = run.rng.randrange(1, 256)
+    entries_before_kill = run.rng.randint(1, 2)
 
     def before(start: Callable[[], int]) -> None:
         process = start()
-        while len(list(scene.disk.glob(".out.draft/entry-?????"))) < reached:
+        while len(list(run.disk.glob(".out.draft/entry-?????"))) < entries_before_kill:
             time.sleep(0.001)
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 break
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        draft = scene.disk / ".out.draft"
-        if not (entries := sorted(draft.glob("entry-?????"))):
-            raise Missed
-        kept = sorted([*entries[-1].rglob("*.*"), *(draft / "blocks").glob("*.safetensors")])
-        sizes = [path.stat().st_size for path in kept]
-        place = int(share * sum(sizes))
-        for path, size in zip(kept, sizes, strict=True):
-            if place < size:
+        staging = run.disk / ".out.draft"
+        if not (entries := sorted(staging.glob("entry-?????"))):
+            raise FaultMissed
+        files = sorted([*entries[-1].rglob("*.*"), *(staging / "blocks").glob("*.safetensors")])
+        sizes = [path.stat().st_size for path in files]
+        position = int(share * sum(sizes))
+        for path, size in zip(files, sizes, strict=True):
+            if position < size:
                 content = bytearray(path.read_bytes())
-                content[place] ^= mark
+                content[position] ^= flipped_bits
                 path.write_bytes(bytes(content))
                 return
-            place -= size
+            position -= size
 
-    return Fault(f"byte at {share:.0%} of what {reached} entries keep", before=before, anew=True)
-
-
-def _flip(victim: Path, place: int, draw: random.Random, detail: str) -> Fault:
-    whole = victim.read_bytes()
-    changed = bytearray(whole)
-    changed[place] ^= draw.randrange(1, 256)
-    _restore(victim, bytes(changed))
-    return Fault(detail, mend=lambda: _restore(victim, whole))
+    detail = f"byte at {share:.0%} of the files of {entries_before_kill} entries"
+    return Fault(detail, before=before, needs_overwrite=True)
 
 
 def _is_pruned(folder: Path) -> bool:
     return (folder / "eggs.json").exists()
 
 
-def _restore(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
 def _drop_privileges() -> None:
-    """Root without capabilities is held to the permissions of files like everyone else."""
+    """Drop root's capabilities, so that file permissions apply to it."""
     if os.geteuid() == 0:
-        header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        if ctypes.CDLL(None, use_errno=True).capset(header, nothing):
+        header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        no_capabilities = (ctypes.c_uint32 * 6)()
+        if ctypes.CDLL(None, use_errno=True).capset(header, no_capabilities):
             raise OSError(ctypes.get_errno(), "capset")
 
 
@@ -260,7 +279,7 @@ def _remount(disk: Path, size: int) -> None:
 
 
 def unmount(disk: Path) -> None:
-    """Take a small disk away, if there is one."""
+    """Unmount a small disk, if there is one."""
     if os.path.ismount(disk):
         subprocess.run(["umount", disk], check=True)  # noqa: S607
 
@@ -270,7 +289,7 @@ KINDS: dict[str, Kind] = {
     "interrupt": Kind(_signal(signal.SIGINT)),
     "terminate": Kind(_signal(signal.SIGTERM)),
     "file size limit": Kind(_size_limit),
-    "disk full": Kind(_small_disk, possible=_can_mount),
+    "disk full": Kind(_small_disk, is_possible=_can_mount),
     "disk full in the journal": Kind(_full_at_journal, ("prune",), _can_mount),
     "permission lost": Kind(_permission),
     "source unreadable": Kind(_unreadable),
@@ -278,5 +297,5 @@ KINDS: dict[str, Kind] = {
     "read error": Kind(_read_error),
     "corrupt header": Kind(_header),
     "corrupt weights (NaN)": Kind(_not_a_number, ("prune",)),
-    "corrupt journal": Kind(_kept, ("prune",)),
+    "corrupt journal": Kind(_corrupt_journal, ("prune",)),
 }

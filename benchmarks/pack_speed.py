@@ -1,8 +1,8 @@
-"""Packing and unpacking a pruned folder beside plainly copying it, on a Llama-shaped random checkpoint.
+"""Packing and unpacking a pruned folder, compared with copying it, on a Llama-shaped random checkpoint.
 
 The checkpoint has 1.2 billion bf16 parameters (hidden 2048, 16 layers, intermediate 8192, vocabulary 32000), pruned to
-2:4 by magnitude. Rounds are interleaved (copy, pack, unpack, copy, ...), the table holds medians; every step reads
-one folder and writes another, and what was written is flushed to the disk before the clock stops.
+2:4 by magnitude. Rounds are interleaved (copy, pack, unpack, copy, ...), and the table has medians; every step reads
+one folder and writes another, and its output is flushed to the disk before the clock stops.
 
     python benchmarks/pack_speed.py [--folder SCRATCH] [--rounds 3] [--record FILE.json]
 """
@@ -55,19 +55,19 @@ def size(folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written; one that is there is used again")
+    parser.add_argument("--folder", type=Path, help="store checkpoints here, for further calls")
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 100), metavar="N")
     parser.add_argument("--record", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = given.folder or Path(scratch)
-        measure(folder, given.rounds, given.record)
+        folder = arguments.folder or Path(scratch)
+        measure(folder, arguments.rounds, arguments.record)
 
 
 def measure(folder: Path, rounds: int, record: Path | None) -> None:
     from eggs_ptp.bench.hardware import hardware
     from eggs_ptp.checkpoint.packed import export
-    from eggs_ptp.checkpoint.record import versions
+    from eggs_ptp.checkpoint.run_record import versions
 
     if not (folder / "pruned").exists():
         make_checkpoint(folder)
@@ -77,18 +77,20 @@ def measure(folder: Path, rounds: int, record: Path | None) -> None:
         "unpack": lambda output: export(folder / "pack", output, "dense"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for done in range(rounds):
+    for number in range(1, rounds + 1):
         for name, step in steps.items():
             seconds[name].append(timed(step, folder / name))
-            print(f"round {done + 1}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr)
-    middle = {name: statistics.median(spent) for name, spent in seconds.items()}
+            print(f"round {number}: {name} {seconds[name][-1]:.1f} s", file=sys.stderr)
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
     sizes = {"dense": size(folder / "pruned"), "packed": size(folder / "pack"), "unpacked": size(folder / "unpack")}
-    for name, spent in middle.items():
-        print(f"{name:7} {spent:7.1f} s   {spent / middle['copy']:5.2f} x copy")
+    for name, median in medians.items():
+        print(f"{name:7} {median:7.1f} s   {median / medians['copy']:5.2f} x copy")
     print(f"dense {sizes['dense'] / 1e6:.0f} MB, packed {sizes['packed'] / 1e6:.0f} MB")
     if record:
-        whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "hardware": hardware()}
-        record.write_text(json.dumps({**whole, "bytes": sizes, "seconds": seconds}, indent=1) + "\n", encoding="utf-8")
+        environment = {"command": "python " + " ".join(sys.argv), "versions": versions(), "hardware": hardware()}
+        record.write_text(
+            json.dumps({**environment, "bytes": sizes, "seconds": seconds}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Seconds and memory of every method on a Llama-shaped random checkpoint, beside two bare forward passes per block.
+"""Seconds and memory of every method on a Llama-shaped random checkpoint, compared with two forward passes per block.
 
-Each row runs in a process of its own, rounds interleaved (A B C A B C ...); the table holds medians. `floor` is two
-forward passes of every block over all windows, blocks read from the same file, and nothing else. Memory is the peak
-resident memory of the pruning call over what the process had after its imports.
+Each row runs in its own process, with rounds interleaved (A B C A B C ...); the table has medians. `floor` is two
+forward passes of every block over all windows, with blocks read from the same file, and nothing else. Memory is the
+peak resident memory of the pruning call minus that of the process after its imports.
 
-Without --methods it is every row of the catalogue and, joined to Wanda, every step that no row has. That is long:
---rounds 1 is enough to rank them. The record is written anew after every round, so whatever stops the run leaves the
-rounds before.
+Without --methods, the rows are all methods of the catalogue and, added to Wanda, all steps that no method has. That
+takes long; --rounds 1 is enough to rank them. The record is written after every round, so an interrupted run keeps the
+finished rounds.
 
     python benchmarks/prune_speed.py [--rounds 5] [--methods wanda,eggs] [--pattern 2:4] [--record FILE.json]
 """
@@ -59,30 +59,32 @@ def run_method(folder: Path, method: str, pattern: str) -> dict[str, object]:
 
 
 def run_floor(folder: Path) -> dict[str, object]:
-    """Two passes over every block through the engine's own reading and batching, statistics of none."""
+    """Run every block twice, with the reading and batching of the engine, without statistics."""
     import numpy as np
     import torch
 
-    from eggs_ptp.engine.budget import BATCH_TOKENS
-    from eggs_ptp.engine.capture import capture
-    from eggs_ptp.engine.resident import resident
-    from eggs_ptp.engine.shards import Shards
-    from eggs_ptp.engine.usage import MemoryWatch
+    from eggs_ptp.engine.blocks.inputs import capture_block_inputs
+    from eggs_ptp.engine.blocks.weights import loaded_weights
+    from eggs_ptp.engine.planning.plan import BATCH_TOKENS
+    from eggs_ptp.engine.resources import MemoryMonitor
+    from eggs_ptp.engine.tensors.reader import CheckpointReader
     from eggs_ptp.models.load import load_skeleton
 
     start = time.perf_counter()
-    with MemoryWatch() as memory, torch.inference_mode():
+    with MemoryMonitor() as memory, torch.inference_mode():
         skeleton = load_skeleton(folder / "model")
-        shards, cpu, batch = Shards(folder / "model"), torch.device("cpu"), BATCH_TOKENS // SEQLEN
+        reader = CheckpointReader(folder / "model")
+        cpu = torch.device("cpu")
+        batch = BATCH_TOKENS // SEQLEN
         tokens = torch.from_numpy(np.load(folder / "windows.npy"))
-        hidden, kwargs = capture(skeleton, shards, tokens, torch.float32, cpu, batch)
+        hidden, kwargs = capture_block_inputs(skeleton, reader, tokens, torch.float32, cpu, batch)
         for index, block in enumerate(skeleton.blocks):
-            with resident(block, skeleton.block_name(index), shards, torch.float32, cpu):
-                for keep in (False, True):
-                    for part in hidden.split(batch):
-                        output = block(part, **kwargs[index])
-                        if keep:
-                            part.copy_(output)
+            with loaded_weights(block, skeleton.block_name(index), reader, torch.float32, cpu):
+                for advance in (False, True):
+                    for windows in hidden.split(batch):
+                        output = block(windows, **kwargs[index])
+                        if advance:
+                            windows.copy_(output)
     return {"seconds": time.perf_counter() - start, "stages": {}, "memory": memory.peak - memory.baseline}
 
 
@@ -93,41 +95,43 @@ def main() -> None:
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--record", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "METHOD"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        folder, method = Path(given.one[0]), given.one[1]
-        result = run_floor(folder) if method == "floor" else run_method(folder, method, given.pattern)
+    arguments = parser.parse_args()
+    if arguments.one:
+        folder = Path(arguments.one[0])
+        method = arguments.one[1]
+        result = run_floor(folder) if method == "floor" else run_method(folder, method, arguments.pattern)
         print(json.dumps(result))
         return
-    from eggs_ptp.checkpoint.record import versions
+    from eggs_ptp.checkpoint.run_record import versions
 
-    defined, undefined = sort_out(given.methods.split(",") if given.methods else every_method(), given.pattern)
-    rows = ["floor", *defined]
-    seen: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
+    methods = arguments.methods.split(",") if arguments.methods else every_method()
+    supported, unsupported = by_support(methods, arguments.pattern)
+    rows = ["floor", *supported]
+    runs: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     with tempfile.TemporaryDirectory() as name:
         make_checkpoint(Path(name))
-        for done in range(1, given.rounds + 1):
+        for number in range(1, arguments.rounds + 1):
             for row in rows:
-                command = [sys.executable, __file__, "--pattern", given.pattern, "--one", name, row]
-                ran = subprocess.run(command, capture_output=True, text=True, check=False)
-                if ran.returncode:
-                    sys.exit(f"{row}: {ran.stderr.strip()}")
-                seen[row].append(json.loads(ran.stdout.strip().splitlines()[-1]))
-                print(f"round {done} of {given.rounds}: {row} {seen[row][-1]['seconds']:.1f} s", file=sys.stderr)
-            record = summarise(seen)
-            whole = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": done}
-            whole |= {"pattern": given.pattern, "not_defined": undefined, "rows": record}
-            if given.record:
-                given.record.parent.mkdir(parents=True, exist_ok=True)
-                given.record.write_text(json.dumps(whole, indent=1) + "\n")
-    print(f"{given.pattern}, medians of {given.rounds} round{'s' if given.rounds > 1 else ''}")
-    print_table(record)
-    if undefined:
-        print(f"not defined for {given.pattern}: {', '.join(undefined)}")
+                command = [sys.executable, __file__, "--pattern", arguments.pattern, "--one", name, row]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(f"{row}: {done.stderr.strip()}")
+                runs[row].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                print(f"round {number} of {arguments.rounds}: {row} {runs[row][-1]['seconds']:.1f} s", file=sys.stderr)
+            summary = summarise(runs)
+            record = {"command": "python " + " ".join(sys.argv), "versions": versions(), "rounds": number}
+            record |= {"pattern": arguments.pattern, "not_defined": unsupported, "rows": summary}
+            if arguments.record:
+                arguments.record.parent.mkdir(parents=True, exist_ok=True)
+                arguments.record.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{arguments.pattern}, medians of {arguments.rounds} round{'s' if arguments.rounds > 1 else ''}")
+    print_table(summary)
+    if unsupported:
+        print(f"not defined for {arguments.pattern}: {', '.join(unsupported)}")
 
 
 def every_method() -> list[str]:
-    """All rows of the catalogue, and Wanda joined with each step that none of them has."""
+    """Return all methods of the catalogue, and Wanda with each step that none of them has."""
     from eggs_ptp.method.catalogue import METHODS
     from eggs_ptp.method.step import SLOTS, names
 
@@ -135,45 +139,48 @@ def every_method() -> list[str]:
     return [*METHODS, *(f"wanda+{step}" for slot in SLOTS for step in names(slot) if step not in used)]
 
 
-def sort_out(methods: list[str], pattern: str) -> tuple[list[str], list[str]]:
-    """Methods that the pattern is defined for, and those that it is not."""
+def by_support(methods: list[str], pattern: str) -> tuple[list[str], list[str]]:
+    """Return the methods that support a pattern, and those that do not."""
     from eggs_ptp.core.pattern import parse_pattern
     from eggs_ptp.errors import PatternError
     from eggs_ptp.method.catalogue import find_method
 
     parsed = parse_pattern(pattern)
-    defined, undefined = [], []
+    supported = []
+    unsupported = []
     for name in methods:
         try:
             find_method(name).bind().check_pattern(parsed, "--pattern")
         except PatternError:
-            undefined.append(name)
+            unsupported.append(name)
         else:
-            defined.append(name)
-    return defined, undefined
+            supported.append(name)
+    return supported, unsupported
 
 
-def summarise(seen: dict[str, list[dict]]) -> dict[str, dict]:
-    floors = [run["seconds"] for run in seen["floor"]]
-    record = {}
-    for row, runs in seen.items():
-        stages = {stage for run in runs for stage in run["stages"]}
-        record[row] = {
-            "seconds": statistics.median(run["seconds"] for run in runs),
-            "ratio_to_floor": statistics.median(r["seconds"] / f for r, f in zip(runs, floors, strict=True)),
-            "memory_mib": statistics.median(run["memory"] for run in runs) / 2**20,
-            "stages": {s: statistics.median(run["stages"].get(s, 0.0) for run in runs) for s in sorted(stages)},
-            "all_seconds": [run["seconds"] for run in runs],
+def summarise(runs: dict[str, list[dict]]) -> dict[str, dict]:
+    """Return medians over the rounds, by row."""
+    floor_seconds = [run["seconds"] for run in runs["floor"]]
+    summary = {}
+    for row, rounds in runs.items():
+        ratios = [run["seconds"] / floor for run, floor in zip(rounds, floor_seconds, strict=True)]
+        stages = sorted({stage for run in rounds for stage in run["stages"]})
+        summary[row] = {
+            "seconds": statistics.median(run["seconds"] for run in rounds),
+            "ratio_to_floor": statistics.median(ratios),
+            "memory_mib": statistics.median(run["memory"] for run in rounds) / 2**20,
+            "stages": {stage: statistics.median(run["stages"].get(stage, 0.0) for run in rounds) for stage in stages},
+            "all_seconds": [run["seconds"] for run in rounds],
         }
-    return record
+    return summary
 
 
-def print_table(record: dict[str, dict]) -> None:
-    width = max(map(len, record))
+def print_table(summary: dict[str, dict]) -> None:
+    width = max(map(len, summary))
     print(f"{'method':{width}} {'seconds':>8} {'x floor':>8} {'MiB':>6}  stages (seconds)")
-    for row, found in record.items():
-        stages = ", ".join(f"{stage} {spent:.2f}" for stage, spent in found["stages"].items() if spent >= 0.005)
-        numbers = f"{found['seconds']:8.2f} {found['ratio_to_floor']:8.2f} {found['memory_mib']:6.0f}"
+    for row, medians in summary.items():
+        stages = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in medians["stages"].items() if seconds >= 0.005)
+        numbers = f"{medians['seconds']:8.2f} {medians['ratio_to_floor']:8.2f} {medians['memory_mib']:6.0f}"
         print(f"{row:{width}} {numbers}  {stages}")
 
 

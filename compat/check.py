@@ -1,9 +1,9 @@
-"""Test both ends of the ranges in pyproject.toml, each in an environment of its own: `python compat/check.py`.
+"""Test both ends of the version ranges in pyproject.toml, each in its own environment: `python compat/check.py`.
 
-The oldest end has every dependency at its floor, the newest whatever pip finds. `-torch` keeps torch at the version of
-constraints.txt, for which there is a small build where that of another version is gigabytes. What tests need beside
-(pytest, hypothesis) is as in constraints.txt everywhere. Deprecations do not fail a test here; they are listed, so that
-they can be handled before they are removals.
+The oldest end has every dependency at its lowest version, the newest has the versions that pip finds. `-torch` keeps
+torch at the version of constraints.txt, which has a small build, while other versions take gigabytes. The tools of the
+tests (pytest, hypothesis) have the versions of constraints.txt everywhere. Deprecations do not fail a test here; they
+are listed, so that they can be handled before features are removed.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# name: (whether dependencies are at their floors, whether torch is that of constraints.txt)
+# By name: whether dependencies have their lowest versions, and whether torch has that of constraints.txt.
 ENDS = {"oldest": (True, False), "oldest-torch": (True, True), "newest-torch": (False, True), "newest": (False, False)}
 EXTRAS = ("cpu", "data", "eval", "report")
 TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
-# What leans most on transformers, torch's modules, typer and lm-eval; kernels and mathematics are left out.
+# Tests that depend most on transformers, torch's modules, typer and lm-eval; kernels and mathematics are left out.
 TESTS = (
-    *(f"tests/{room}" for room in ("engine", "evaluation", "models")),
-    *(f"tests/cli/test_{name}.py" for name in ("docstring", "flags", "main", "methods")),
+    *(f"tests/{package}" for package in ("engine", "evaluation", "models")),
+    *(f"tests/cli/test_{name}.py" for name in ("flags", "main", "methods", "step_docstring")),
     "tests/products/test_every_shape.py",
     *(f"tests/sparse/test_{name}.py" for name in ("convert", "linear", "torch_core")),
     "tests/test_api.py",
@@ -36,97 +36,109 @@ DEPRECATIONS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarnin
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ends", nargs="*", metavar="END", help=f"of {', '.join(ENDS)}; default: all")
-    parser.add_argument("--tests", nargs="+", default=TESTS, help="default: what stands on the dependencies")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="default: those that depend most on the dependencies")
     parser.add_argument("--workers", default="0", help="of pytest-xdist; default: none")
-    parser.add_argument(
-        "--environments", type=Path, help="folder where they are kept for another run; default: none is"
-    )
-    parser.add_argument("--record", type=Path, help="JSON; other ends that it has are kept")
-    given = parser.parse_args()
-    if unknown := [end for end in given.ends if end not in ENDS]:
+    parser.add_argument("--environments", type=Path, help="store environments here, for further runs")
+    parser.add_argument("--record", type=Path, help="JSON; its other ends are kept")
+    arguments = parser.parse_args()
+    if unknown := [end for end in arguments.ends if end not in ENDS]:
         parser.error(f"no such end: {', '.join(unknown)}")
     results = []
-    for end in given.ends or ENDS:
-        results.append(checked(end, given.tests, given.workers, given.environments))
-        if given.record:
-            record(given.record, results[-1])
+    for end in arguments.ends or ENDS:
+        results.append(check(end, arguments.tests, arguments.workers, arguments.environments))
+        if arguments.record:
+            record(arguments.record, results[-1])
     print(table(results))
     return 1 if any("error" in result or result["failed"] for result in results) else 0
 
 
-def checked(end: str, tests: list[str], workers: str, kept: Path | None) -> dict[str, Any]:
-    """What the tests come to at one end, or why there is no such environment."""
+def check(end: str, tests: list[str], workers: str, environments: Path | None) -> dict[str, Any]:
+    """Run the tests at one end; return their outcome, or why the environment could not be installed."""
     command = f"compat/check.py {end}" + (f" --tests {' '.join(tests)}" if tests is not TESTS else "")
     result: dict[str, Any] = {"end": end, "command": command}
     with tempfile.TemporaryDirectory(prefix="eggs-compat-") as scratch:
-        place = (kept or Path(scratch)).resolve() / end
-        if errors := install(place, end):
+        folder = (environments or Path(scratch)).resolve() / end
+        if errors := install(folder, end):
             return result | {"error": errors}
-        python, counted = place / "bin" / "python", Path(scratch, "counted.json")
-        versions = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, check=True)
-        found = {canonical(each["name"]): each["version"] for each in json.loads(versions.stdout)}
+        python = folder / "bin" / "python"
+        outcome = Path(scratch, "outcome.json")
+        packages = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True, check=True)
+        versions = {canonical(package["name"]): package["version"] for package in json.loads(packages.stdout)}
         result["python"] = ".".join(map(str, sys.version_info[:3]))
-        result["versions"] = {name: found[name] for name in sorted(floors())}
-        relaxed = [word for kind in DEPRECATIONS for word in ("-W", f"default::{kind}")]
-        pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "counted", "-n", workers, *relaxed]
-        # Without PYTHONPATH of the caller, which could have another checkout's sources.
-        environment = os.environ | {"EGGS_COUNTED": str(counted), "PYTHONPATH": str(ROOT / "compat")}
+        result["versions"] = {name: versions[name] for name in sorted(lowest_versions())}
+        warning_flags = [word for kind in DEPRECATIONS for word in ("-W", f"default::{kind}")]
+        pytest = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "outcome",
+            "-n",
+            workers,
+            *warning_flags,
+        ]
+        # Without the caller's PYTHONPATH, which could contain the sources of another checkout.
+        environment = os.environ | {"EGGS_OUTCOME": str(outcome), "PYTHONPATH": str(ROOT / "compat")}
         code = subprocess.run([*pytest, *tests], cwd=ROOT, env=environment, check=False).returncode
-        if code not in (0, 1) or not counted.is_file():  # 2: interrupted, so counted in part
+        if code not in (0, 1) or not outcome.is_file():  # 2: interrupted, so the outcome is incomplete
             return result | {"error": f"pytest exited with {code}"}
-        return result | json.loads(counted.read_text(encoding="utf-8"))
+        return result | json.loads(outcome.read_text(encoding="utf-8"))
 
 
-def install(place: Path, end: str) -> str:
-    """The environment of an end, unless it is there; what pip says if there can be none."""
-    pins = place / "pins.txt"
+def install(folder: Path, end: str) -> str:
+    """Install the environment of an end, unless it is installed; return pip's errors."""
+    pins = folder / "pins.txt"
     wanted = "\n".join(constraints(*ENDS[end]))
     if pins.is_file() and pins.read_text(encoding="utf-8") == wanted:
         return ""
-    subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-    draft = place / "wanted.txt"
-    draft.write_text(wanted, encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+    new_pins = folder / "wanted.txt"
+    new_pins.write_text(wanted, encoding="utf-8")
     package = f"{ROOT}[{','.join(EXTRAS)}]"
-    pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
-    done = subprocess.run([*pip, "-e", package, *TOOLS, "-c", draft], stderr=subprocess.PIPE, text=True, check=False)
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
+    done = subprocess.run([*pip, "-e", package, *TOOLS, "-c", new_pins], stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR"))
-    draft.rename(pins)  # only what is complete is used again
+    new_pins.rename(pins)  # marks the environment as complete
     return ""
 
 
 def constraints(oldest: bool, pinned_torch: bool) -> list[str]:
-    """Lines of a constraints file: of the tools always, of floors and torch where they are asked for."""
+    """Return the lines of a constraints file: the tools, and on request the lowest versions and torch."""
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if "==" in line)
-    versions = floors() if oldest else {}
+    versions = lowest_versions() if oldest else {}
     if pinned_torch:
         versions["torch"] = pinned["torch"]
     return [f"{name}=={version}" for name, version in (versions | {tool: pinned[tool] for tool in TOOLS}).items()]
 
 
-def floors() -> dict[str, str]:
-    """The oldest version of every dependency that pyproject.toml allows, with those of the extras."""
+def lowest_versions() -> dict[str, str]:
+    """Return the lowest allowed version of every dependency, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = (project["optional-dependencies"][extra] for extra in EXTRAS)
-    ranges = (each.split(">=") for each in sum(extras, project["dependencies"]))
+    ranges = (requirement.split(">=") for requirement in sum(extras, project["dependencies"]))
     return {canonical(name): version for name, version in ranges}
 
 
 def canonical(name: str) -> str:
-    """One name a package: `lm_eval` is `lm-eval`."""
+    """Return the canonical name of a package: `lm-eval` for `lm_eval`."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def record(path: Path, result: dict[str, Any]) -> None:
-    """`result` in the place of what the record had of the same end."""
-    ends = {each["end"]: each for each in json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    """Replace the result of one end in the record."""
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    ends = {earlier["end"]: earlier for earlier in recorded}
     ends[result["end"]] = result
     text = json.dumps([ends[end] for end in ENDS if end in ends], indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line an end; below it, what failed and what is deprecated."""
+    """Return one line per end, followed by failures and deprecations."""
     lines = ["| end | python | torch | transformers | passed | failed | skipped | deprecations |"]
     lines.append("|---|---|---|---|---:|---:|---:|---:|")
     for result in results:
@@ -137,8 +149,8 @@ def table(results: list[dict[str, Any]]) -> str:
         numbers = [result["passed"], len(result["failed"]), result["skipped"], len(result["warnings"])]
         lines.append(f"| {' | '.join(map(str, [result['end'], *names, *numbers]))} |")
     for result in results:
-        said = [result["error"]] if "error" in result else [*result["failed"], *result["warnings"]]
-        lines += [f"\n{result['end']}:", *(f"- {each}" for each in said)] if said else []
+        details = [result["error"]] if "error" in result else [*result["failed"], *result["warnings"]]
+        lines += [f"\n{result['end']}:", *(f"- {detail}" for detail in details)] if details else []
     return "\n".join(lines)
 
 

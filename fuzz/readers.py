@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fuzz the readers of model folders, guided by coverage: `python fuzz/readers.py --seconds 3600`; see README.md."""
+"""Coverage-guided fuzzing of the readers of model folders: `python fuzz/readers.py --seconds 3600`; see README.md."""
 
 import argparse
 import json
@@ -19,13 +19,25 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["eggs_ptp"]):
-    from case import CONFIG, DATA, HEADER, INDEX, ORDERS, ORDERS_DATA, RECORD, SPLIT, parts_of, read_all, write
+    from case import (
+        CONFIG,
+        DATA,
+        HEADER,
+        INDEX,
+        PERMUTATIONS,
+        PERMUTATIONS_DATA,
+        RECORD,
+        SPLIT,
+        parts_of,
+        read_all,
+        write,
+    )
     from seeds import seeds
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
-INSIDE = "EGGS_FUZZING"  # where this file is libFuzzer's own process, the folder that it makes of each input
-MEMORY = Path("/dev/shm")  # where folders are made, if there is one
+FOLDER_VARIABLE = "EGGS_FUZZING"  # set in libFuzzer's process: the folder that it writes each input to
+MEMORY_DISK = Path("/dev/shm")  # where folders are written, if it exists
 LIMITS = ("-max_len=8192", "-timeout=60", "-rss_limit_mb=6000")
 VALUES: list[Any] = [
     *(0, 1, 2, 8, -1, 127, 2**31, 2**32, 2**62, 2**63, 2**64, 10**25, 0.5, 1e308, float("nan"), True, False, None),
@@ -38,87 +50,90 @@ VALUES: list[Any] = [
 
 
 def test_one_input(case: bytes) -> None:
-    """What libFuzzer calls: only errors of this package may come."""
+    """Test one input, for libFuzzer: only errors of this package may be raised."""
     write(case, FOLDER)
-    for words in read_all(FOLDER):
-        assert words
+    for message in read_all(FOLDER):
+        assert message
 
 
-def mutate(case: bytes, most: int, seed: int) -> bytes:
-    """Now and then bytes anywhere, but mostly values of the JSON in the parts, which stays JSON."""
-    draw = random.Random(seed)
+def mutate(case: bytes, max_size: int, seed: int) -> bytes:
+    """Mutate an input: mostly values inside the JSON of a part, which stays valid JSON, sometimes any bytes."""
+    rng = random.Random(seed)
     parts = parts_of(case)
-    place = draw.choice([CONFIG, RECORD, INDEX, HEADER, HEADER, DATA, DATA, ORDERS, ORDERS_DATA])
-    if draw.random() < 0.1:
-        return bytes(atheris.Mutate(case, most))
-    if place in (DATA, ORDERS_DATA) or draw.random() < 0.1:
-        parts[place] = bytes(atheris.Mutate(parts[place] or b"\0", max(1, most // 4)))
-        return SPLIT.join(parts)[:most]
+    part = rng.choice([CONFIG, RECORD, INDEX, HEADER, HEADER, DATA, DATA, PERMUTATIONS, PERMUTATIONS_DATA])
+    if rng.random() < 0.1:
+        return bytes(atheris.Mutate(case, max_size))
+    if part in (DATA, PERMUTATIONS_DATA) or rng.random() < 0.1:
+        parts[part] = bytes(atheris.Mutate(parts[part] or b"\0", max(1, max_size // 4)))
+        return SPLIT.join(parts)[:max_size]
     try:
-        tree = [json.loads(parts[place])]
+        tree = [json.loads(parts[part])]
     except (ValueError, RecursionError):
-        return bytes(atheris.Mutate(case, most))
-    for _ in range(draw.randint(1, 3)):
-        edit(tree, draw)
-    parts[place] = json.dumps(tree[0]).encode()
-    return SPLIT.join(parts)[:most]
+        return bytes(atheris.Mutate(case, max_size))
+    for _ in range(rng.randint(1, 3)):
+        mutate_value(tree, rng)
+    parts[part] = json.dumps(tree[0]).encode()
+    return SPLIT.join(parts)[:max_size]
 
 
-def edit(tree: list[Any], draw: random.Random) -> None:
-    """Change one value of a tree in place."""
-    spots = list(walk(tree))
-    holder, key = draw.choice(spots)
-    other, name = draw.choice(spots)
-    kind, value = draw.randrange(6), holder[key]
+def mutate_value(tree: list[Any], rng: random.Random) -> None:
+    """Change one value of a JSON tree in place."""
+    nodes = list(nodes_of(tree))
+    parent, key = rng.choice(nodes)
+    other_parent, other_key = rng.choice(nodes)
+    kind = rng.randrange(6)
+    value = parent[key]
     if kind == 0:
-        holder[key] = fresh(draw.choice(VALUES))
+        parent[key] = copy_of(rng.choice(VALUES))
     elif kind == 1 and type(value) is int:
-        holder[key] = draw.choice([value + 1, value - 1, value * 2, value // 2, -value, value + 8])
-    elif kind == 2 and len(holder) > 1:
-        del holder[key]
+        parent[key] = rng.choice([value + 1, value - 1, value * 2, value // 2, -value, value + 8])
+    elif kind == 2 and len(parent) > 1:
+        del parent[key]
     elif kind == 3:
-        holder[key] = fresh(other[name])
-    elif kind == 4 and isinstance(holder, dict):
-        holder[str(draw.choice(VALUES)) if draw.random() < 0.5 else f"{key}{draw.choice('.01')}"] = fresh(value)
-    elif kind == 5 and isinstance(holder, list) and holder is not tree:
-        holder.insert(draw.randrange(len(holder) + 1), fresh(draw.choice(VALUES)))
+        parent[key] = copy_of(other_parent[other_key])
+    elif kind == 4 and isinstance(parent, dict):
+        new_key = str(rng.choice(VALUES)) if rng.random() < 0.5 else f"{key}{rng.choice('.01')}"
+        parent[new_key] = copy_of(value)
+    elif kind == 5 and isinstance(parent, list) and parent is not tree:
+        parent.insert(rng.randrange(len(parent) + 1), copy_of(rng.choice(VALUES)))
     else:
-        holder[key] = fresh(draw.choice(VALUES))
+        parent[key] = copy_of(rng.choice(VALUES))
 
 
-def fresh(value: Any) -> Any:
-    """A value that shares nothing with the one that it is a copy of."""
+def copy_of(value: Any) -> Any:
+    """Return a deep copy of a JSON value."""
     return json.loads(json.dumps(value))
 
 
-def walk(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place of a tree: what holds it, and its key."""
-    for key in list(node) if isinstance(node, dict) else range(len(node)):
-        yield node, key
-        if isinstance(node[key], dict | list) and node[key]:
-            yield from walk(node[key])
+def nodes_of(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every node of a JSON tree as its parent and its key in the parent."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], dict | list) and tree[key]:
+            yield from nodes_of(tree[key])
 
 
 def fuzz(seconds: int, workspace: Path) -> dict[str, Any]:
-    """Fuzz in a process of its own, from the corpus and the seeds; what it did."""
-    found, crashes = workspace / "corpus", workspace / "crashes"
-    for folder in (found, crashes, CORPUS):
+    """Fuzz in a separate process, starting from the corpus and the seeds; return its statistics."""
+    new_corpus = workspace / "corpus"
+    crashes = workspace / "crashes"
+    for folder in (new_corpus, crashes, CORPUS):
         folder.mkdir(parents=True, exist_ok=True)
     for name, case in seeds():
-        (found / name).write_bytes(case)
-    before = len(list(found.iterdir())) + len(list(CORPUS.iterdir()))
-    began = time.perf_counter()
+        (new_corpus / name).write_bytes(case)
+    initial_inputs = len(list(new_corpus.iterdir())) + len(list(CORPUS.iterdir()))
+    start = time.perf_counter()
     log = workspace / "log.txt"
-    words = [*LIMITS, f"-max_total_time={seconds}", f"-artifact_prefix={crashes}/", str(found), str(CORPUS)]
-    code = libfuzzer(log, *words)
+    arguments = [*LIMITS, f"-max_total_time={seconds}", f"-artifact_prefix={crashes}/", str(new_corpus), str(CORPUS)]
+    code = libfuzzer(log, *arguments)
     lines = re.findall(r"^#(\d+)\s.*cov: (\d+) ft: (\d+) corp: (\d+)", log.read_text(errors="replace"), re.M)
     last = lines[-1] if lines else (0, 0, 0, 0)
     return {
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "executions": int(last[0]),
         "edges covered": int(last[1]),
         "features covered": int(last[2]),
-        "inputs at the start": before,
+        "inputs at the start": initial_inputs,
         "inputs at the end": int(last[3]),
         "exit code": code,
         "crashes, timeouts and lack of memory": sorted(path.name for path in crashes.iterdir()),
@@ -126,50 +141,51 @@ def fuzz(seconds: int, workspace: Path) -> dict[str, Any]:
 
 
 def merge(workspace: Path) -> dict[str, int]:
-    """Put the least inputs that cover all that is covered into the corpus of the tests."""
-    small = workspace / "small"
-    shutil.rmtree(small, ignore_errors=True)
-    small.mkdir()
-    if libfuzzer(workspace / "merge.txt", *LIMITS, "-merge=1", *map(str, (small, CORPUS, workspace / "corpus"))):
+    """Replace the corpus of the tests by the smallest inputs that cover everything covered."""
+    merged = workspace / "small"
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir()
+    if libfuzzer(workspace / "merge.txt", *LIMITS, "-merge=1", *map(str, (merged, CORPUS, workspace / "corpus"))):
         sys.exit(f"the inputs could not be merged; see {workspace / 'merge.txt'}")
     for path in CORPUS.iterdir():
         path.unlink()
-    for path in small.iterdir():
+    for path in merged.iterdir():
         shutil.copy(path, CORPUS / path.name)
     return {"inputs": len(list(CORPUS.iterdir())), "bytes": sum(path.stat().st_size for path in CORPUS.iterdir())}
 
 
-def libfuzzer(log: Path, *words: str) -> int:
-    """Run this file as a fuzzer; to merge, it calls itself by its name, with the python that is found first."""
-    memory = MEMORY if MEMORY.is_dir() else None
-    with log.open("w") as file, tempfile.TemporaryDirectory(prefix="eggs-fuzz-", dir=memory) as folder:
-        first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        here = {**os.environ, INSIDE: f"{folder}/model", "PATH": first}
-        return subprocess.run([__file__, *words], env=here, stderr=file, stdout=file, check=False).returncode
+def libfuzzer(log: Path, *arguments: str) -> int:
+    """Run this file as a fuzzer. For merging, libFuzzer runs it by its name, with the first Python in PATH."""
+    memory_disk = MEMORY_DISK if MEMORY_DISK.is_dir() else None
+    with log.open("w") as file, tempfile.TemporaryDirectory(prefix="eggs-fuzz-", dir=memory_disk) as folder:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, FOLDER_VARIABLE: f"{folder}/model", "PATH": path}
+        command = [__file__, *arguments]
+        return subprocess.run(command, env=environment, stderr=file, stdout=file, check=False).returncode
 
 
 def main() -> None:
-    """Read the command line."""
+    """Fuzz, merge, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--workspace", type=Path, default=Path("out/fuzz"), help="corpus, crashes and log of this run")
-    parser.add_argument("--record", type=Path, help="JSON file to write what was done to")
-    asked = parser.parse_args()
-    done = fuzz(asked.seconds, asked.workspace)
+    parser.add_argument("--record", type=Path, help="JSON file for the statistics")
+    arguments = parser.parse_args()
+    statistics = fuzz(arguments.seconds, arguments.workspace)
     record = {
-        "command": f"python fuzz/readers.py --seconds {asked.seconds}",
+        "command": f"python fuzz/readers.py --seconds {arguments.seconds}",
         "versions": {name: version(name) for name in ("atheris", "eggs-ptp", "safetensors", "torch", "transformers")},
-        **done,
-        "corpus": merge(asked.workspace),
+        **statistics,
+        "corpus": merge(arguments.workspace),
     }
     print(json.dumps(record, indent=1))
-    if asked.record:
-        asked.record.write_text(json.dumps(record, indent=1) + "\n")
+    if arguments.record:
+        arguments.record.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    if INSIDE in os.environ:
-        FOLDER = Path(os.environ[INSIDE])
+    if FOLDER_VARIABLE in os.environ:
+        FOLDER = Path(os.environ[FOLDER_VARIABLE])
         atheris.Setup(sys.argv, test_one_input, custom_mutator=mutate)
         atheris.Fuzz()
     else:

@@ -1,4 +1,4 @@
-"""Seeds: small folders of every form as inputs of the fuzzer."""
+"""Initial inputs of the fuzzer: small model folders of every form."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eggs_ptp.core.pack import pack, quantise
 from eggs_ptp.core.pattern import Pattern
-from eggs_ptp.sparse.contents import Contents
+from eggs_ptp.sparse.packed_config import PackedConfig
 
 DOWN, UP = "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"
 CONFIG = {
@@ -27,7 +27,7 @@ CONFIG = {
 
 
 def seeds() -> Iterator[tuple[str, bytes]]:
-    """Inputs by name: dense folders, with records and indices, and packed ones of every kind of values."""
+    """Yield inputs with names: dense folders, with records and indices, and packed ones with every type of values."""
     generator = torch.Generator().manual_seed(0)
     pattern = Pattern(2, 4)
     weights = {
@@ -41,50 +41,58 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "dense-tied", _folder(CONFIG | {"tie_word_embeddings": True}, weights | {"lm_head.weight": torch.ones(8, 4)})
     for dtype in (torch.bfloat16, torch.float16):
         yield f"dense-{dtype}".replace("torch.", ""), _folder(CONFIG, {DOWN: torch.ones(2, 2, dtype=dtype)})
-    for orders in (None, "mask", "gather", "fold"):
-        attention = {"model.layers.0.self_attn.o_proj.weight": torch.ones(4, 4)}
-        attention["model.layers.0.self_attn.v_proj.weight"] = torch.ones(2, 4)
-        tensors = {**weights, **({"model.norm.weight": torch.ones(4), **attention} if orders == "fold" else others)}
-        record = _record(
-            [DOWN, UP], [name for name in tensors if name not in weights], orders, permuted=orders is not None
-        )
-        found = {"residual": torch.tensor([2, 0, 1, 3]), "model.layers.0.mlp": torch.arange(8).flip(0)}
-        found["model.layers.0.heads"] = torch.tensor([1, 0])
-        found = {DOWN: torch.arange(8), UP: torch.arange(4)} if record["orders"] in ("mask", "gather") else found
-        kept = {name: order.int().clone() for name, order in found.items()}
-        yield f"record-{orders}", _folder(CONFIG, tensors, record=record, orders=kept if orders else None)
+    for mode in (None, "mask", "gather", "fold"):
+        unpruned = others
+        permutations = {DOWN: torch.arange(8), UP: torch.arange(4)}
+        if mode == "fold":
+            unpruned = {
+                "model.norm.weight": torch.ones(4),
+                "model.layers.0.self_attn.o_proj.weight": torch.ones(4, 4),
+                "model.layers.0.self_attn.v_proj.weight": torch.ones(2, 4),
+            }
+            permutations = {
+                "residual": torch.tensor([2, 0, 1, 3]),
+                "model.layers.0.mlp": torch.arange(8).flip(0),
+                "model.layers.0.heads": torch.tensor([1, 0]),
+            }
+        record = _record([DOWN, UP], list(unpruned), mode, permuted=mode is not None)
+        stored = {name: permutation.int().clone() for name, permutation in permutations.items()}
+        folder = _folder(CONFIG, weights | unpruned, record=record, permutations=stored if mode else None)
+        yield f"record-{mode}", folder
     masks = io.BytesIO()
     np.savez_compressed(masks, **{DOWN: np.ones((4, 8), bool), f"{UP}.mask": np.zeros(4, np.uint8)})
     yield "masks", SPLIT.join([b"{}", b"", b"", b"{}", masks.getvalue()])
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys({**weights, **others}, "a.safetensors")}
     yield "index", _folder(CONFIG, weights | others, index=index)
-    orders_of = {DOWN: torch.randperm(8, generator=generator), UP: torch.randperm(4, generator=generator)}
-    for kind in (None, "int8", "int4"):
-        for ordered in (False, True):
+    names = (DOWN, UP)
+    permutations = {DOWN: torch.randperm(8, generator=generator), UP: torch.randperm(4, generator=generator)}
+    for values in (None, "int8", "int4"):
+        for permuted in (False, True):
             tensors = {}
-            for name in (DOWN, UP):
+            for name in names:
                 weight = weights[f"{name}.weight"]
-                order = orders_of[name] if ordered else None
-                packed = pack(weight if order is None else weight[:, order.argsort()], pattern, order)
-                packed = packed if kind is None else quantise(packed, kind)
+                permutation = permutations[name] if permuted else None
+                if permutation is not None:
+                    weight = weight[:, permutation.argsort()]
+                packed = pack(weight, pattern, permutation)
+                packed = packed if values is None else quantise(packed, values)
                 tensors |= {f"{name}.{part}": tensor for part, tensor in packed.tensors().items()}
-            names = (DOWN, UP)
-            contents = Contents(
+            packed_config = PackedConfig(
                 dict.fromkeys(names, pattern),
-                frozenset(names if ordered else ()),
-                dict.fromkeys(names, kind) if kind else {},
+                frozenset(names if permuted else ()),
+                dict.fromkeys(names, values) if values else {},
             )
-            config = CONFIG | {"quantization_config": contents.to_dict()}
+            config = CONFIG | {"quantization_config": packed_config.to_dict()}
             record = _record([DOWN, UP], list(others), None, permuted=False)
-            yield f"packed-{kind}-{ordered}", _folder(config, tensors | others, record=record)
+            yield f"packed-{values}-{permuted}", _folder(config, tensors | others, record=record)
 
 
-def _record(names: list[str], others: list[str], orders: str | None, *, permuted: bool) -> dict[str, object]:
+def _record(names: list[str], others: list[str], mode: str | None, *, permuted: bool) -> dict[str, object]:
     matrix = {"pattern": "2:4", "density": 0.5, "permuted": permuted, "in_order": not permuted, "updated": False}
     return {
         "format": 2,
         "source": {"model": "tiny", "revision": None},
-        "orders": orders,
+        "orders": mode,
         "matrices": [{"name": name, **matrix, "nonzero": 16} for name in names],
         "untouched": dict.fromkeys(others, "0" * 64),
         "tuned": [],
@@ -96,13 +104,14 @@ def _folder(
     tensors: dict[str, Tensor],
     record: object = None,
     index: object = None,
-    orders: dict[str, Tensor] | None = None,
+    permutations: dict[str, Tensor] | None = None,
 ) -> bytes:
-    texts = [b"" if one is None else json.dumps(one).encode() for one in (config, record, index)]
-    return SPLIT.join([*texts, *_cut(tensors), *(_cut(orders) if orders else ())])
+    texts = [b"" if content is None else json.dumps(content).encode() for content in (config, record, index)]
+    permutation_parts = _header_and_data(permutations) if permutations else ()
+    return SPLIT.join([*texts, *_header_and_data(tensors), *permutation_parts])
 
 
-def _cut(tensors: dict[str, Tensor]) -> tuple[bytes, bytes]:
+def _header_and_data(tensors: dict[str, Tensor]) -> tuple[bytes, bytes]:
     content = save(tensors)
     end = 8 + int.from_bytes(content[:8], "little")
     return content[8:end], content[end:]

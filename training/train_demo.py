@@ -1,11 +1,11 @@
-"""Train the built-in demo model, or a sibling of another size or family, on English that is on this machine.
+"""Train the built-in model, or a sibling of another size or family, on English text that is installed on this machine.
 
     python training/train_demo.py --steps 6000 --out build/demo-model
     python training/train_demo.py --steps 6000 --hidden 64 --intermediate 128 --layers 5 --heads 4 --out build/small
     python training/train_demo.py --steps 6000 --family opt --out build/opt
 
-Two cores, one seed, no network. The folder that it writes without a size or family is what the package ships as
-`eggs_ptp/demo/model`. `training/README.md` says how the size and the text were chosen.
+Two cores, one seed, no network. Without a size or family the folder that it writes is what the package ships as
+`eggs_ptp/demo/model`. `training/README.md` explains the choice of size and text.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BATCH = 16
 PROMPT = "The function returns"
 BOS, EOS = "<s>", "</s>"
 FAMILIES = ("llama", "opt", "gpt_neox", "gemma2", "mixtral")
-BALANCE = 0.01  # weight of the loss that keeps a router from forgetting experts
+BALANCE = 0.01  # weight of the loss that keeps a router from ignoring experts
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
     tokenizer = train_tokenizer(train_texts)
     evaluation = windows(tokenizer("\n\n".join(evaluation_texts))["input_ids"])
     encoded = [np.array(ids[1:], dtype=np.int32) for ids in tokenizer(train_texts)["input_ids"]]
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "seed": arguments.seed,
         "steps": arguments.steps,
         "threads": arguments.threads,
@@ -63,53 +63,69 @@ def main() -> None:
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": {name: version(name) for name in (*PACKAGES, "transformers", "tokenizers")},
     }
-    model = build(tokenizer, facts["family"], facts["shape"])
-    facts["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    print(json.dumps(facts), flush=True)
+    model = build(tokenizer, metadata["family"], metadata["shape"])
+    metadata["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    print(json.dumps(metadata), flush=True)
 
     optimisers, experts = make_optimisers(model, arguments.learning_rate)
     batches = stream(encoded, tokenizer, arguments.seed)
     state = arguments.out.with_name(arguments.out.name + ".state")
-    first, spent, best, log = 0, 0.0, math.inf, list[dict[str, float]]()
+    first_step = 0
+    earlier_seconds = 0.0
+    best_perplexity = math.inf
+    log: list[dict[str, float]] = []
     if arguments.resume:
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(values)
-        first, spent, best, log = saved["step"], saved["seconds"], saved["best"], saved["log"]
-        for _ in range(first):  # the same batches as in a run that was never stopped
+        first_step = saved["step"]
+        earlier_seconds = saved["seconds"]
+        best_perplexity = saved["best"]
+        log = saved["log"]
+        for _ in range(first_step):  # so that the batches are those of an uninterrupted run
             next(batches)
 
-    running, counted = 0.0, 0
-    started = time.perf_counter() - spent
-    for step in range(first, arguments.steps):
+    loss_sum = 0.0
+    loss_count = 0
+    start = time.perf_counter() - earlier_seconds
+    for step in range(first_step, arguments.steps):
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = arguments.learning_rate * schedule(step, arguments.steps)
         loss = descend(model, next(batches), optimisers, experts)
-        running, counted, done = running + loss, counted + 1, step + 1
+        loss_sum += loss
+        loss_count += 1
+        done = step + 1
         if done % arguments.every == 0 or done == arguments.steps:
             entry = {
                 "step": done,
-                "epochs": round(done * BATCH * CONTEXT / facts["train_tokens"], 2),
-                "train_perplexity": round(math.exp(running / counted), 3),
+                "epochs": round(done * BATCH * CONTEXT / metadata["train_tokens"], 2),
+                "train_perplexity": round(math.exp(loss_sum / loss_count), 3),
                 "held_out_perplexity": round(perplexity(model, evaluation[::4]), 3),
                 "held_out_perplexity_2_4_magnitude": round(pruned_perplexity(model, evaluation[::4]), 3),
-                "seconds": round(time.perf_counter() - started, 1),
+                "seconds": round(time.perf_counter() - start, 1),
             }
-            running, counted = 0.0, 0
+            loss_sum = 0.0
+            loss_count = 0
             log.append(entry)
             print(json.dumps(entry), flush=True)
-            if entry["held_out_perplexity"] < best:  # the best step is kept, should the text be overlearnt
-                best = entry["held_out_perplexity"]
-                write(model, tokenizer, facts, arguments.out)
+            if entry["held_out_perplexity"] < best_perplexity:  # keeps the best step, in case of overfitting
+                best_perplexity = entry["held_out_perplexity"]
+                write(model, tokenizer, metadata, arguments.out)
         if done % 100 == 0:
-            kept = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
-            seconds = time.perf_counter() - started
-            torch.save({**kept, "step": done, "seconds": seconds, "best": best, "log": log}, state)
-    facts["seconds"] = round(time.perf_counter() - started, 1)
-    facts["log"] = log
-    report(arguments.out, facts, tokenizer, evaluation)
+            saved = {
+                "model": model.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+                "step": done,
+                "seconds": time.perf_counter() - start,
+                "best": best_perplexity,
+                "log": log,
+            }
+            torch.save(saved, state)
+    metadata["seconds"] = round(time.perf_counter() - start, 1)
+    metadata["log"] = log
+    report(arguments.out, metadata, tokenizer, evaluation)
 
 
 def parse() -> argparse.Namespace:
@@ -119,12 +135,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--every", type=int, default=500, help="steps between measurements")
-    parser.add_argument("--family", choices=FAMILIES, default="llama", help="the architecture; all by the same text")
+    parser.add_argument(
+        "--family", choices=FAMILIES, default="llama", help="the architecture; all are trained on the same text"
+    )
     parser.add_argument("--hidden", type=int, default=128, help="width of the residual stream")
-    parser.add_argument("--intermediate", type=int, default=320, help="width inside a gated MLP; others: half more")
+    parser.add_argument(
+        "--intermediate", type=int, default=320, help="width of a gated MLP; other MLPs are 1.5 times as wide"
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=8, help="query heads; half as many for keys and values")
-    parser.add_argument("--resume", action="store_true", help="go on from the state beside --out")
+    parser.add_argument("--resume", action="store_true", help="resume from the state stored next to --out")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     return parser.parse_args()
 
@@ -150,12 +170,12 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         pad_token=EOS,
         clean_up_tokenization_spaces=False,
-        model_max_length=1_000_000,  # windows are cut by whoever reads the text
+        model_max_length=1_000_000,  # readers of the text divide it into windows
     )
 
 
 def shape_of(arguments: argparse.Namespace) -> dict[str, int]:
-    """The size of the model, in the words of Llama's configuration."""
+    """Return the size of the model, as entries of Llama's config."""
     return {
         "hidden_size": arguments.hidden,
         "intermediate_size": arguments.intermediate,
@@ -166,19 +186,19 @@ def shape_of(arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def settings_of(family: str, shape: dict[str, int]) -> dict[str, Any]:
-    """The same size in the words of a family's configuration, and what its models of every size have."""
+    """Return the same size as entries of a family's config, and the settings that the family needs."""
     shared = {key: shape[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    plain = shape["intermediate_size"] * 3 // 2  # two matrices with as many weights as a gated MLP's three
-    width = shape["hidden_size"] // shape["num_attention_heads"]
+    ungated_width = shape["intermediate_size"] * 3 // 2  # two matrices with as many weights as a gated MLP's three
+    head_width = shape["hidden_size"] // shape["num_attention_heads"]
     if family == "opt":
-        return {**shared, "ffn_dim": plain, "word_embed_proj_dim": shape["hidden_size"], "dropout": 0.0}
+        return {**shared, "ffn_dim": ungated_width, "word_embed_proj_dim": shape["hidden_size"], "dropout": 0.0}
     if family == "gpt_neox":
-        return {**shared, "intermediate_size": plain}
-    if family == "mixtral":  # two of four experts a token, together as wide as the one gated MLP of the others
-        few = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": BALANCE}
-        return {**shape, **few, "intermediate_size": shape["intermediate_size"] // 2}
-    if family == "gemma2":  # only eager attention bounds its logits
-        return {**shape, "head_dim": width, "query_pre_attn_scalar": width, "attn_implementation": "eager"}
+        return {**shared, "intermediate_size": ungated_width}
+    if family == "mixtral":  # two of four experts per token, together as wide as the single gated MLP of the others
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": BALANCE}
+        return {**shape, **experts, "intermediate_size": shape["intermediate_size"] // 2}
+    if family == "gemma2":  # only eager attention applies its logit soft-capping
+        return {**shape, "head_dim": head_width, "query_pre_attn_scalar": head_width, "attn_implementation": "eager"}
     return dict(shape)
 
 
@@ -206,17 +226,17 @@ Fused = list[tuple[torch.nn.Parameter, list[torch.nn.Parameter]]]
 
 
 def make_optimisers(model: PreTrainedModel, peak: float) -> tuple[list[torch.optim.Optimizer], Fused]:
-    """Muon for the blocks' matrices, AdamW for the embedding and the norms.
+    """Return Muon for the matrices of the blocks, and AdamW for the embedding and the norms.
 
-    Fused experts come with them: each a matrix of its own to Muon, in the same memory, that needs to be given its part
-    of the gradient.
+    Also returns the fused experts: Muon sees each expert as a separate matrix that shares the fused parameter's memory,
+    and must be given its slice of the gradient.
     """
     inside = list(blocks_of(model).parameters())
-    fused = [(p, [torch.nn.Parameter(part) for part in p.detach()]) for p in inside if p.ndim == 3]
+    fused = [(p, [torch.nn.Parameter(expert) for expert in p.detach()]) for p in inside if p.ndim == 3]
     matrices = [p for p in inside if p.ndim == 2]
-    chosen = {id(p) for p in inside if p.ndim > 1}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    matrices += [part for _, parts in fused for part in parts]
+    of_blocks = {id(p) for p in inside if p.ndim > 1}
+    others = [p for p in model.parameters() if id(p) not in of_blocks]
+    matrices += [expert for _, experts in fused for expert in experts]
     return [
         torch.optim.Muon(matrices, lr=peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.95), weight_decay=0.0),
@@ -226,52 +246,51 @@ def make_optimisers(model: PreTrainedModel, peak: float) -> tuple[list[torch.opt
 def descend(
     model: PreTrainedModel, batch: torch.Tensor, optimisers: list[torch.optim.Optimizer], experts: Fused
 ) -> float:
-    """One step; returns the loss of the next token, without what keeps a router in balance."""
+    """Take one step; return the next-token loss, without the loss that balances a router."""
     routed = {"output_router_logits": True} if experts else {}
     with torch.autocast("cpu", torch.bfloat16):  # the weights and their updates stay in float32
-        found = model(input_ids=batch, labels=batch, **routed)
-    found.loss.backward()
+        output = model(input_ids=batch, labels=batch, **routed)
+    output.loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for fused, parts in experts:
-        for part, gradient in zip(parts, fused.grad, strict=True):
-            part.grad = gradient
+    for fused, slices in experts:
+        for expert, gradient in zip(slices, fused.grad, strict=True):
+            expert.grad = gradient
     for optimiser in optimisers:
         optimiser.step()
     model.zero_grad(set_to_none=True)
-    return float(found.loss.detach() - (BALANCE * found.aux_loss.detach() if experts else 0.0))
+    return float(output.loss.detach() - (BALANCE * output.aux_loss.detach() if experts else 0.0))
 
 
 def schedule(step: int, steps: int) -> float:
-    """Warm up, stay, and fall to nothing over the last two fifths.
+    """Return the learning rate factor: warm up, stay constant, and decay to zero over the last two fifths.
 
-    The first part does not depend on the number of steps, so that a stopped run may be given another
-    one before its fall begins and still be the run that this number alone would have made.
+    The first part does not depend on the number of steps, so a stopped run can be given another number of steps before
+    the decay begins, and is the same as a run with that number from the start.
     """
-    fall = 0.6 * steps
-    return min(1.0, (step + 1) / 200, (steps - step) / (steps - fall))
+    decay_start = 0.6 * steps
+    return min(1.0, (step + 1) / 200, (steps - step) / (steps - decay_start))
 
 
 def stream(encoded: list[np.ndarray], tokenizer: PreTrainedTokenizerFast, seed: int):  # type: ignore[no-untyped-def]
-    """Endless batches: each epoch cuts the text anew, at another offset and with other separators.
+    """Yield batches endlessly; each epoch divides the text into windows at another offset and with other separators.
 
-    Documents keep their order, so a window sees neighbours from the same source file, as it does when
-    the held-out text is read. Half of them are separated by a blank line and half by the special
-    tokens, since both are in use when text is packed.
+    Documents keep their order, so a window has neighbours from the same source file, as it has in the held-out text.
+    Half of them are separated by a blank line and half by the special tokens, as both are used when text is packed.
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     newline = tokenizer("\n")["input_ids"][-1]
     separators = (
         np.array([newline, newline], dtype=np.int32),
         np.array([tokenizer.eos_token_id, tokenizer.bos_token_id], dtype=np.int32),
     )
     while True:
-        choice = random.integers(0, 2, len(encoded))
-        pieces = [piece for ids, which in zip(encoded, choice, strict=True) for piece in (separators[which], ids)]
+        choices = rng.integers(0, 2, len(encoded))
+        pieces = [piece for ids, choice in zip(encoded, choices, strict=True) for piece in (separators[choice], ids)]
         tokens = np.concatenate(pieces)
-        offset = int(random.integers(0, CONTEXT))
+        offset = int(rng.integers(0, CONTEXT))
         count = (len(tokens) - offset) // CONTEXT
         rows = tokens[offset : offset + count * CONTEXT].reshape(count, CONTEXT)
-        order = random.permutation(count)
+        order = rng.permutation(count)
         for start in range(0, count - BATCH + 1, BATCH):
             yield torch.from_numpy(rows[order[start : start + BATCH]].astype(np.int64))
 
@@ -293,8 +312,8 @@ def perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
 
 @torch.no_grad()
 def pruned_perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
-    """The perplexity with the two largest of every four consecutive inputs kept in each block's linears."""
-    # Routers stay as they are; all else with two axes or more is a linear's, or those of all experts.
+    """Return the perplexity after 2:4 magnitude pruning of the blocks' linears."""
+    # Everything with two or more axes is a linear or fused experts, except routers, which are not pruned.
     weights = [p for name, p in blocks_of(model).named_parameters() if p.ndim > 1 and not name.endswith("gate.weight")]
     dense = [weight.detach().clone() for weight in weights]
     for weight in weights:
@@ -302,26 +321,26 @@ def pruned_perplexity(model: PreTrainedModel, rows: torch.Tensor) -> float:
         smallest = groups.abs().topk(2, dim=1, largest=False).indices
         groups.scatter_(1, smallest, 0.0)
     pruned = perplexity(model, rows)
-    for weight, kept in zip(weights, dense, strict=True):
-        weight.copy_(kept)
+    for weight, dense_weight in zip(weights, dense, strict=True):
+        weight.copy_(dense_weight)
     return pruned
 
 
 @torch.no_grad()
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> str:
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
-    draws = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(60):
         probabilities = torch.softmax(model(input_ids=ids).logits[0, -1].float() / 0.7, dim=-1)
-        ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=draws)[None]], dim=1)
+        ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)[None]], dim=1)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any], folder: Path) -> None:
-    """Write the folder beside its final place first, so that a reader never sees half of one."""
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    stored = build(tokenizer, facts["family"], facts["shape"])
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, metadata: dict[str, Any], folder: Path) -> None:
+    """Write the model folder under a temporary name first, so that it is never incomplete."""
+    new_folder = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new_folder, ignore_errors=True)
+    stored = build(tokenizer, metadata["family"], metadata["shape"])
     stored.load_state_dict(model.state_dict())
     stored = stored.to(torch.bfloat16)
     stored.config.use_cache = True
@@ -333,74 +352,77 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dic
         temperature=0.7,
         max_new_tokens=60,
     )
-    stored.save_pretrained(fresh)
-    (fresh / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(fresh)
-    # The class name that every transformers release knows, where the newest writes its own.
-    settings = fresh / "tokenizer_config.json"
+    stored.save_pretrained(new_folder)
+    (new_folder / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(new_folder)
+    # The class name that all transformers releases know; the newest writes another one.
+    settings = new_folder / "tokenizer_config.json"
     named = {**json.loads(settings.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
     settings.write_text(json.dumps(named, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(fresh, folder)
+    os.replace(new_folder, folder)
 
 
-def report(folder: Path, facts: dict[str, Any], tokenizer: PreTrainedTokenizerFast, evaluation: torch.Tensor) -> None:
-    """Measure the weights as they are stored, and write the figures beside them."""
+def report(
+    folder: Path, metadata: dict[str, Any], tokenizer: PreTrainedTokenizerFast, evaluation: torch.Tensor
+) -> None:
+    """Measure the stored weights, and write the results to the folder."""
     stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    facts["held_out_perplexity"] = round(perplexity(stored, evaluation), 3)
-    facts["held_out_perplexity_2_4_magnitude"] = round(pruned_perplexity(stored, evaluation), 3)
-    facts["sample"] = sample(stored, tokenizer)
-    facts["held_out_perplexity_bf16_arithmetic"] = round(perplexity(stored.to(torch.bfloat16), evaluation), 3)
-    (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "TRAINING.md").write_text(written_log(facts))
-    print(json.dumps({key: value for key, value in facts.items() if key != "log"}, indent=1), flush=True)
+    metadata["held_out_perplexity"] = round(perplexity(stored, evaluation), 3)
+    metadata["held_out_perplexity_2_4_magnitude"] = round(pruned_perplexity(stored, evaluation), 3)
+    metadata["sample"] = sample(stored, tokenizer)
+    metadata["held_out_perplexity_bf16_arithmetic"] = round(perplexity(stored.to(torch.bfloat16), evaluation), 3)
+    (folder / "training.json").write_text(json.dumps(metadata, indent=1) + "\n")
+    (folder / "TRAINING.md").write_text(written_log(metadata))
+    print(json.dumps({key: value for key, value in metadata.items() if key != "log"}, indent=1), flush=True)
 
 
-def written_log(facts: dict[str, Any]) -> str:
-    """The same figures for a reader."""
-    dense, pruned = facts["held_out_perplexity"], facts["held_out_perplexity_2_4_magnitude"]
-    kept = min(facts["log"], key=lambda entry: entry["held_out_perplexity"])
-    tokens = facts["steps"] * facts["batch_tokens"]
+def written_log(metadata: dict[str, Any]) -> str:
+    """Return the training log as Markdown."""
+    dense = metadata["held_out_perplexity"]
+    pruned = metadata["held_out_perplexity_2_4_magnitude"]
+    saved = min(metadata["log"], key=lambda entry: entry["held_out_perplexity"])
+    tokens = metadata["steps"] * metadata["batch_tokens"]
     rows = "\n".join(
         f"| {entry['step']} | {entry['epochs']:.2f} | {entry['train_perplexity']:.1f} "
         f"| {entry['held_out_perplexity']:.1f} | {entry['held_out_perplexity_2_4_magnitude']:.1f} |"
-        for entry in facts["log"]
+        for entry in metadata["log"]
     )
-    quoted = "\n".join(f"> {line}" for line in facts["sample"].splitlines())
-    shape = facts["shape"]
-    family = "" if facts["family"] == "llama" else f"--family {facts['family']} "
+    quoted = "\n".join(f"> {line}" for line in metadata["sample"].splitlines())
+    shape = metadata["shape"]
+    family = "" if metadata["family"] == "llama" else f"--family {metadata['family']} "
     size = (
         f"{family}--hidden {shape['hidden_size']} --intermediate {shape['intermediate_size']} "
         f"--layers {shape['num_hidden_layers']} --heads {shape['num_attention_heads']}"
     )
     return f"""# How this model was trained
 
-Written by `training/train_demo.py --steps {facts["steps"]} --seed {facts["seed"]} {size}`;
-`training.json` holds the same figures.
+Written by `training/train_demo.py --steps {metadata["steps"]} --seed {metadata["seed"]} {size}`;
+`training.json` has the same figures.
 
 | | |
 |---|---|
-| parameters | {facts["parameters"]:,} |
-| training text | {facts["train_characters"]:,} characters, {facts["train_tokens"]:,} tokens |
-| training sources | {", ".join(facts["text"]["train_sources"])} |
-| held-out text | {facts["evaluation_characters"]:,} characters, {facts["evaluation_tokens"]:,} tokens \
-(the `evaluation` split of {" and ".join(facts["text"]["evaluation_sources"])}) |
-| tokens seen | {tokens:,} in {facts["steps"]:,} steps of {facts["batch_tokens"]:,} \
-({tokens / facts["train_tokens"]:.1f} epochs) |
-| kept step | {kept["step"]:,} |
-| seed | {facts["seed"]} |
-| seconds | {facts["seconds"]:,.0f} on {facts["threads"]} thread(s) of a busy machine, measurements included |
-| interpreter | {facts["interpreter"]} |
-| packages | {", ".join(f"{name} {number}" for name, number in facts["packages"].items())} |
+| parameters | {metadata["parameters"]:,} |
+| training text | {metadata["train_characters"]:,} characters, {metadata["train_tokens"]:,} tokens |
+| training sources | {", ".join(metadata["text"]["train_sources"])} |
+| held-out text | {metadata["evaluation_characters"]:,} characters, {metadata["evaluation_tokens"]:,} tokens \
+(the `evaluation` split of {" and ".join(metadata["text"]["evaluation_sources"])}) |
+| tokens seen | {tokens:,} in {metadata["steps"]:,} steps of {metadata["batch_tokens"]:,} \
+({tokens / metadata["train_tokens"]:.1f} epochs) |
+| saved step | {saved["step"]:,} |
+| seed | {metadata["seed"]} |
+| seconds | {metadata["seconds"]:,.0f} on {metadata["threads"]} thread(s) of a busy machine, measurements included |
+| interpreter | {metadata["interpreter"]} |
+| packages | {", ".join(f"{name} {number}" for name, number in metadata["packages"].items())} |
 
 ## Held-out perplexity
 
-Documents joined by a blank line, cut into windows of {CONTEXT} tokens, each scored from its second token.
+Documents joined by a blank line, divided into windows of {CONTEXT} tokens, each scored from its second token.
 
 | weights as stored (bfloat16) | perplexity |
 |---|---|
 | computed in float32 | {dense:.2f} |
-| computed in bfloat16 | {facts["held_out_perplexity_bf16_arithmetic"]:.2f} |
+| computed in bfloat16 | {metadata["held_out_perplexity_bf16_arithmetic"]:.2f} |
 | after 2:4 magnitude pruning of the blocks' linears, in float32 | {pruned:.2f} ({pruned / dense:.2f}x) |
 
 ## A sample
@@ -409,7 +431,7 @@ Sixty tokens at temperature 0.7 after "{PROMPT}":
 
 {quoted}
 
-## The course of it
+## Training log
 
 Held-out figures here are over every fourth window and the unrounded weights.
 

@@ -1,10 +1,10 @@
-"""Prune one model by another tool's own code; `benchmarks/accuracy.py` runs this in that tool's interpreter.
+"""Prune one model with another tool's own code; `benchmarks/accuracy.py` runs this in that tool's interpreter.
 
     PYTHON peer.py TOOL METHOD MODEL WINDOWS.npy KEEP:GROUP OUTPUT --seed 0
 
-TOOL is llmcompressor or modelopt. Its code runs in --dtype on the given token windows; the weights are saved in the
-type that they came in, by transformers. The last line printed is JSON: seconds of the pruning alone, the peak of
-anonymous memory over the imports (model included), settings, versions.
+TOOL is llmcompressor or modelopt. Its code runs in --dtype on the token windows; the weights are saved by transformers
+in their original type. The last line printed is JSON: seconds of the pruning alone, the peak of anonymous memory minus
+that of the imports (model included), settings, versions.
 """
 
 import argparse
@@ -30,38 +30,41 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    given = parser.parse_args()
-    torch.manual_seed(given.seed)
-    stored = AutoConfig.from_pretrained(given.model).dtype or torch.float32
-    baseline = anonymous()
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype)).eval()
-    windows = torch.from_numpy(np.load(given.windows))
-    keep, group = (int(part) for part in given.pattern.split(":"))
-    prepare = {"llmcompressor": llmcompressor, "modelopt": modelopt}[given.tool]
-    prune, settings = prepare(model, given, windows, keep, group)
-    start, cpu = time.perf_counter(), time.process_time()
-    with watched() as peak:
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    stored_dtype = AutoConfig.from_pretrained(arguments.model).dtype or torch.float32
+    baseline = anonymous_memory()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    windows = torch.from_numpy(np.load(arguments.windows))
+    keep, group = (int(part) for part in arguments.pattern.split(":"))
+    prepare = {"llmcompressor": llmcompressor, "modelopt": modelopt}[arguments.tool]
+    prune, settings = prepare(model, arguments, windows, keep, group)
+    start = time.perf_counter()
+    cpu_start = time.process_time()
+    with monitored_memory() as peak:
         model = prune()
-    spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    spent["memory"] = peak[0] - baseline
-    model.to(stored).save_pretrained(given.output)
-    print(json.dumps({**spent, "settings": settings, "versions": versions(given.tool)}))
+    costs = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+    costs["memory"] = peak[0] - baseline
+    model.to(stored_dtype).save_pretrained(arguments.output)
+    print(json.dumps({**costs, "settings": settings, "versions": versions(arguments.tool)}))
 
 
-def anonymous() -> int:
+def anonymous_memory() -> int:
     info = psutil.Process().memory_info()
     return int(info.rss) - int(info.shared)
 
 
 @contextmanager
-def watched() -> Iterator[list[int]]:
-    peak, stop = [anonymous()], threading.Event()
+def monitored_memory() -> Iterator[list[int]]:
+    """Measure the peak of anonymous memory while the context lasts."""
+    peak = [anonymous_memory()]
+    stop = threading.Event()
 
-    def watch() -> None:
+    def monitor() -> None:
         while not stop.wait(0.02):
-            peak[0] = max(peak[0], anonymous())
+            peak[0] = max(peak[0], anonymous_memory())
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=monitor, daemon=True)
     thread.start()
     yield peak
     stop.set()
@@ -69,26 +72,26 @@ def watched() -> Iterator[list[int]]:
 
 
 def llmcompressor(
-    model: Any, given: argparse.Namespace, windows: torch.Tensor, keep: int, group: int
+    model: Any, arguments: argparse.Namespace, windows: torch.Tensor, keep: int, group: int
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
-    # Its N counts the pruned weights; "lm_head" as an exact name is not honoured, and tied embeddings would be pruned.
+    # Its N counts pruned weights; it ignores "lm_head" as an exact name, and would prune tied embeddings.
     settings = {
         "sparsity": 1 - keep / group,
         "mask_structure": f"{group - keep}:{group}",
         "ignore": ["re:.*lm_head"],
     }
-    recipe = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[given.method](**settings)
+    recipe = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[arguments.method](**settings)
     rows = windows.tolist()
     prune = functools.partial(
         oneshot,
         model=model,
         dataset=Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}),
         recipe=recipe,
-        processor=AutoTokenizer.from_pretrained(given.model),  # asked for even where the data are tokens
+        processor=AutoTokenizer.from_pretrained(arguments.model),  # required even for tokenised data
         max_seq_length=windows.shape[1],
         num_calibration_samples=len(rows),
         shuffle_calibration_samples=False,
@@ -97,11 +100,11 @@ def llmcompressor(
 
 
 def modelopt(
-    model: Any, given: argparse.Namespace, windows: torch.Tensor, keep: int, group: int
+    model: Any, arguments: argparse.Namespace, windows: torch.Tensor, keep: int, group: int
 ) -> tuple[Callable[[], Any], dict[str, Any]]:
     import modelopt.torch.sparsity as mts
 
-    mode = {"sparsegpt": "sparsegpt", "magnitude": "sparse_magnitude"}[given.method]
+    mode = {"sparsegpt": "sparsegpt", "magnitude": "sparse_magnitude"}[arguments.method]
     batches = [row[None] for row in windows]
     config = {"data_loader": batches, "collect_func": lambda batch: batch} if mode == "sparsegpt" else None
     settings = {"mode": mode, "pattern": f"{keep}:{group}"}
