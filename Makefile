@@ -1,9 +1,12 @@
-# The two commands of the README: `make demo` and `make test`. Both need Python 3.11+, venv and make, nothing else.
+# `make demo` and `make test` need Python 3.11+, venv and make, nothing else; so do the others.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench compat clean
+# The quick tests: pure functions and everything that runs in seconds. `make test` runs the rest too.
+FAST := bench benchmarks calibration core correct method permute project recipe refine report score select sparse tune update
+
+.PHONY: demo test fast slow lint docs bench compat clean
 
 demo: $(VENV)/.ready
 	$(BIN)/eggs demo
@@ -11,11 +14,22 @@ demo: $(VENV)/.ready
 test: lint
 	$(BIN)/python -m pytest -n auto
 
+# While developing: lint and the quick tests, under two minutes on two cores.
+fast: lint
+	$(BIN)/python -m pytest -n auto $(addprefix tests/,$(FAST))
+
+slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -n auto -m "slow and not gpu"
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation site in build/site; every warning, such as a broken link, is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/prune_speed.py
@@ -23,13 +37,17 @@ bench: $(VENV)/.ready
 # Both ends of the ranges in pyproject.toml; some ends download gigabytes of torch.
 compat:
 	$(PYTHON) compat/check.py --record docs/results/compatibility.json
-	$(BIN)/python docs/make_pages.py
+	$(BIN)/python tools/docs/make_pages.py
 
 # constraints.txt pins what the project is tested with; pyproject.toml keeps the ranges that users may have.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	touch $@
 
 clean:
