@@ -58,9 +58,7 @@ def test_models_that_can_be_run_are_pruned(tiny, tmp_path, text_file, kind):
 
 @pytest.mark.parametrize("tokens", [TOKENS, TOKENS[:1], TOKENS[:1].repeat(2, 1)], ids=["several", "one", "equal"])
 def test_arguments_that_depend_on_the_tokens_are_refused(tiny, tokens):
-    message = (
-        UNKNOWN + "cannot be run one by one, as block 0 is kwargs extra, which depends on the tokens; this needs a"
-    )
+    message = UNKNOWN + "cannot be run one by one, as block 0 is given extra, which depends on the tokens; this needs a"
     with pytest.raises(ModelError, match=message):
         _captured(tiny("untrusted", kind="tokens"), tokens)
 
@@ -69,7 +67,7 @@ def test_arguments_that_depend_on_the_tokens_are_refused(tiny, tokens):
     ("kind", "message"),
     [
         ("between", r"cannot be run one by one, as the model changes the output of block 0 before it reaches block 1$"),
-        ("deep", r"are not all kwargs hidden states \(windows, tokens, channels\)$"),
+        ("deep", r"are not all given hidden states \(windows, tokens, channels\)$"),
     ],
 )
 def test_blocks_that_are_not_one_after_the_other_are_refused(tiny, kind, message):

@@ -320,7 +320,7 @@ def test_fused_experts_that_are_not_a_stack_of_matrices_are_refused(tiny, tmp_pa
 def test_fused_experts_of_an_unknown_model_type_are_refused(tiny, tmp_path):
     source = fused(tiny("mixtral"), tmp_path / "fused")
     (source / "config.json").write_text((tiny("llama") / "config.json").read_text())
-    with pytest.raises(ModelError, match=r"experts\.\w+: of fused experts only those of mixtral, .* of llama$"):
+    with pytest.raises(ModelError, match=r"experts\.\w+: fused experts are known for mixtral, .*, not for llama$"):
         api.prune(str(source), tmp_path / "out", Recipe(method="magnitude"))
 
 

@@ -95,11 +95,11 @@ def test_every_golden_run_is_covered(golden):
 def test_a_complete_run_equals_that_of_the_public_code(golden, source, measured, tmp_path, monkeypatch, name):
     stored = next(run for run in golden["runs"] if run["run"] == name)
     expected = {key: torch.from_numpy(array) for key, array in np.load(GOLDEN / stored["file"]).items()}
-    observed = []
+    collected = []
     monkeypatch.setattr(
         pipeline,
         "collect_statistics",
-        lambda *args, real=pipeline.collect_statistics, **rest: observed.append(real(*args, **rest)) or observed[-1],
+        lambda *args, real=pipeline.collect_statistics, **rest: collected.append(real(*args, **rest)) or collected[-1],
     )
 
     tokens = CalibrationSpec(text=str(source.parent / "calibration.npy"))
@@ -109,7 +109,7 @@ def test_a_complete_run_equals_that_of_the_public_code(golden, source, measured,
         kind, _, module = key.partition(".")
         if kind == "scaler_row":  # a sum over all tokens divided by the number of samples
             block, path = module.removeprefix("model.layers.").split(".", 1)
-            norm = observed[int(block)][INPUT_ACTIVATIONS[path]].moments.read("input_norm", module)
+            norm = collected[int(block)][INPUT_ACTIVATIONS[path]].moments.read("input_norm", module)
             assert_close(norm.square() * golden["seqlen"], value, rtol=1e-4, atol=0.0)
     weights = load_file(tmp_path / "out" / "model.safetensors")
     masks = {key.removeprefix("mask."): mask for key, mask in expected.items() if key.startswith("mask.")}

@@ -86,7 +86,7 @@ def test_a_plan_is_plain_data(planned):
     assert data["matrices"][0] == {
         "name": "model.layers.0.self_attn.q_proj",
         "shape": [32, 32],
-        "reads": "attention_in",
+        "input_activation": "attention_in",
         "pattern": "2:4",
         "method": "eggs+",
         "statistics": ["cross", "gram", "input_norm", "tokens"],
