@@ -26,12 +26,12 @@ def commands(page: Path) -> list[list[str]]:
     """The words after `eggs` in the shell blocks of a page, continued lines joined, comments and pipes removed."""
     shells = "\n".join(text for language, text in blocks(page) if language in ("", "sh", "console", "bash"))
     lines = re.findall(r"^(?:\$ )?(?:\w+=\S+ )*eggs ([a-z](?!.*\[OPTIONS\]).*)$", shells.replace("\\\n", " "), re.M)
-    found = []
+    commands = []
     for line in lines:
         words = shlex.split(line, comments=True)
         stop = next((place for place, word in enumerate(words) if word in (">", "|", "&&", "[what", "...")), len(words))
-        found.append(words[:stop])
-    return found
+        commands.append(words[:stop])
+    return commands
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)

@@ -27,7 +27,7 @@ _HEAD = """# How much is left to gain?
 <!-- Written by tools/docs/make_pages.py from docs/results/bounds.json. -->
 
 `eggs diagnose --bounds` proves how small the output error of any mask of a pattern can be, and searches for the best mask
-([how, and what the numbers are](../diagnose.md#with---bounds)). This page compares these bounds with the errors of methods,
+([how, and what the numbers are](../diagnose.md#lower-bounds)). This page compares these bounds with the errors of methods,
 and with their perplexity. Each folder is evaluated as in [accuracy](../accuracy.md). Errors and bounds are measured on
 {windows} windows of the calibration text, drawn with a seed that no method was calibrated with and the same for all.
 """
