@@ -60,7 +60,7 @@ def run_threads(world_size: int, work: Callable[[ThreadedRowTiles], Any]) -> tup
         The results, and the row tiles.
     """
     slots = [None] * world_size
-    barrier = threading.Barrier(world_size, timeout=30)
+    barrier = threading.Barrier(world_size, timeout=300)
     row_tiles = [ThreadedRowTiles(rank, world_size, slots, barrier) for rank in range(world_size)]
     results: list[Any] = [None] * world_size
     errors: list[BaseException] = []

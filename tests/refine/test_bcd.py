@@ -8,7 +8,7 @@ from torch import Tensor
 
 from eggs_ptp.core.mask import keep_top, satisfies
 from eggs_ptp.core.pattern import Pattern, Unstructured
-from eggs_ptp.errors import MethodError, NumericsError, PatternError
+from eggs_ptp.errors import MethodError, PatternError
 from eggs_ptp.method.catalogue import find_method
 from eggs_ptp.method.step import Step
 from eggs_ptp.refine.bcd import bcd
@@ -147,14 +147,20 @@ def test_arguments_are_not_modified_and_half_precision_is_computed_in_float32():
     assert not torch.equal(mask, start)
 
 
+def test_where_no_input_ever_fires_the_largest_weights_are_kept():
+    weight, _ = layer(6, 8)
+    mask = bcd(torch.zeros(6, 8, dtype=torch.bool), weight, Pattern(2, 4), torch.zeros(8, 8))
+    groups = weight.abs().reshape(6, 2, 4)
+    largest = groups >= groups.sort(dim=-1).values[..., 2:3]
+    torch.testing.assert_close(mask, largest.reshape(6, 8))
+
+
 def test_impossible_arguments_are_refused():
     weight, gram = layer(2, 40)
     with pytest.raises(PatternError, match="137846528820"):
         bcd(torch.zeros(2, 40, dtype=torch.bool), weight, Pattern(20, 40), gram)
     with pytest.raises(PatternError, match="groups keep more"):
         bcd(torch.ones(2, 40, dtype=torch.bool), weight, Pattern(2, 4), gram)
-    with pytest.raises(NumericsError, match="calibration"):
-        bcd(torch.zeros(2, 4, dtype=torch.bool), weight[:, :4], Pattern(2, 4), torch.zeros(4, 4))
     with pytest.raises(PatternError, match="bcd"):
         find_method("wanda+bcd").bind().check_pattern(Unstructured(0.5), "w")
     with pytest.raises(MethodError, match=r"steps\.refine\.sweeps"):

@@ -293,7 +293,7 @@ def uncached() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda patch: patch.setitem(sys.modules, "numba", None), "numba is not installed; pip install eggs-ptp[cpu]"),
+        (lambda patch: patch.setitem(sys.modules, "numba", None), "numba is not installed; pip install numba"),
         (lambda patch: patch.setattr(cpu, "tiers", lambda: ()), "this processor has neither AVX2 nor AVX-512"),
         (lambda patch: patch.setenv(cpu.TIER, "neon"), "EGGS_CPU_TIER is neon; this processor has avx"),
         (lambda patch: patch.setattr("numba.config.CPU_NAME", "generic"), "numba is set to compile for another"),

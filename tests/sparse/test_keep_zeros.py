@@ -138,3 +138,88 @@ def test_a_pruned_folder_trains_and_packs_again(tiny, tmp_path):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert "NMLinear" in str(eggs_ptp.pack(model.eval(), "2:4").model.layers[0].mlp.up_proj.__class__)
+
+
+def accidental_zeros(model):
+    """Put zeros that no pruning made into a linear and an embedding, the head being tied to the latter."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3, ::5] = 0
+        model.model.layers[0].mlp.down_proj.weight[1, 2] = 0
+    return model
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_only_pruned_matrices_are_held(tiny, tmp_path, record):
+    from transformers import AutoModelForCausalLM
+
+    eggs_ptp.prune(str(tiny(tie_word_embeddings=True)), tmp_path / "out", method="magnitude")
+    if not record:
+        (tmp_path / "out" / "eggs.json").unlink()
+    model = accidental_zeros(AutoModelForCausalLM.from_pretrained(tmp_path / "out")).train()
+    embedding = model.get_input_embeddings().weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    eggs_ptp.keep_zeros(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert (embedding[3, ::5] != 0).all()
+    assert not count_violations(model.model.layers[1].mlp.up_proj.weight != 0, TWO_OF_FOUR)
+
+
+def test_an_unstructured_or_gathered_model_is_held_by_its_record(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    for name, settings in (
+        ("half", {"pattern": "0.5"}),
+        ("gather", {"method": "magnitude+allocate", "permutation": "gather"}),
+    ):
+        eggs_ptp.prune(str(tiny()), tmp_path / name, **{"method": "magnitude", **settings})
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        wrapped = nn.Sequential(nn.Sequential(model))
+        weight = model.model.layers[0].self_attn.q_proj.weight
+        zeros = weight == 0
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        eggs_ptp.keep_zeros(wrapped, optimizer)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        assert torch.equal(weight == 0, zeros)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_it_works_before_and_after_accelerate_prepares(when):
+    accelerate = pytest.importorskip("accelerate")
+    model = pruned_model()
+    optimizer = optimizer_of("adamw", model)
+    accelerator = accelerate.Accelerator(cpu=True)
+    if when == "before":
+        keep_zeros(model, optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if when == "after":
+        handle = keep_zeros(model, optimizer)
+    train(model, optimizer)
+    assert not count_violations(model[0].weight != 0, TWO_OF_FOUR)
+    assert not count_violations(model[2].weight != 0, TWO_OF_FOUR)
+    if when == "after":
+        handle.remove()
+        train(model, optimizer)
+        assert count_violations(model[0].weight != 0, TWO_OF_FOUR)
+
+
+def test_it_works_in_a_callback_of_the_trainer(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    class KeepZeros(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            eggs_ptp.keep_zeros(model, optimizer)
+
+    eggs_ptp.prune(str(tiny()), tmp_path / "out", method="magnitude")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    rows = [{"input_ids": list(range(i, i + 12)), "labels": list(range(i, i + 12))} for i in range(8)]
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), max_steps=3, learning_rate=1e-2, report_to=[], save_strategy="no", use_cpu=True
+    )
+    Trainer(model, arguments, train_dataset=rows, callbacks=[KeepZeros()]).train()
+    after = model.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(after == 0, before == 0)
+    assert not torch.equal(after, before)

@@ -1,4 +1,4 @@
-"""NMLinear in the place of nn.Linear: shapes, moves, copies, files, compilation; and no gradients."""
+"""NMLinear in the place of nn.Linear: shapes, moves, copies, files, compilation, autocast and gradients."""
 
 import copy
 import gc
@@ -160,7 +160,10 @@ def test_to_changes_the_type_of_values_and_bias_only():
 def test_inputs_of_another_type_or_width_are_refused():
     module, _, _ = layer()
     for x in (torch.randn(2, 16).bfloat16(), torch.randn(2, 8)):
-        with pytest.raises(BackendError, match=r"^expected x of 16 features and type torch\.float32, got \(2, \d+\)"):
+        with pytest.raises(
+            BackendError,
+            match=r"^packed matrix \(12, 16\): expected x of 16 features and type torch\.float32, got \(2, \d+\)",
+        ):
             module(x)
 
 
@@ -309,16 +312,56 @@ def test_it_compiles_without_a_graph_break(recording, ordered):
         torch.testing.assert_close(compiled(x.double()).float(), expected)
 
 
-def test_forward_accepts_inputs_with_gradients_and_backward_is_refused():
-    module, weight, offset = layer()
-    x = torch.randn(2, 16, requires_grad=True)
-    y = module(x)
-    torch.testing.assert_close(y, dense(x, weight, offset))
-    with pytest.raises(BackendError, match=r"^packed N:M matrices pass no gradients; export the folder as dense"):
-        y.sum().backward()
-    with torch.no_grad():
-        assert not module(x).requires_grad
+def gradient_of(function, x, y_gradient):
+    x = x.clone().requires_grad_()
+    (function(x) * y_gradient).sum().backward()
+    return x.grad
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 3, 16)])
+@pytest.mark.parametrize("tile", [16, 1 << 20])
+def test_the_gradient_of_the_input_is_that_of_the_dense_layer(ordered, shape, tile, monkeypatch):
+    monkeypatch.setattr("eggs_ptp.sparse.linear._TILE", tile)
+    module, weight, offset = layer(ordered=ordered)
+    x = torch.randn(shape)
+    y_gradient = torch.randn(*shape[:-1], 12)
+    expected = gradient_of(lambda x: dense(x, weight, offset), x, y_gradient)
+    torch.testing.assert_close(gradient_of(module, x, y_gradient), expected)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradient_of(compiled, x, y_gradient), expected)
     assert not list(module.parameters())
+    with torch.no_grad():
+        assert not module(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_quantised_layers_pass_the_gradient_of_their_dequantised_weight(kind):
+    module, weight, _ = quantised(kind)
+    x, y_gradient = torch.randn(3, 16), torch.randn(3, 12)
+    torch.testing.assert_close(gradient_of(module, x, y_gradient), y_gradient @ weight)
+
+
+def test_a_gradient_of_the_packed_weight_is_refused_in_the_forward_pass():
+    module, _, _ = layer()
+    module.values.requires_grad_()
+    for x in (torch.randn(2, 16), torch.randn(2, 16, requires_grad=True)):
+        with pytest.raises(BackendError, match=r"got requires_grad; packed weights pass gradients to their input only"):
+            module(x)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_autocast_gives_the_type_and_gradient_of_a_dense_layer(weight_dtype, x_dtype, autocast):
+    module, weight, offset = layer(dtype=weight_dtype, ordered=True)
+    x, y_gradient = torch.randn(3, 16).to(x_dtype), torch.randn(3, 12)
+    with torch.autocast("cpu", dtype=autocast):
+        y, expected = module(x), dense(x, weight, offset)
+        assert y.dtype == expected.dtype == autocast
+        torch.testing.assert_close(y, expected, atol=0.05, rtol=0.02)
+        gradients = [gradient_of(function, x, y_gradient) for function in (module, lambda x: dense(x, weight, offset))]
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0.02)
 
 
 def test_inference_mode():
@@ -358,7 +401,10 @@ def test_the_product_is_a_function_of_the_packed_tensors(recording, ordered):
     assert torch.equal(packed_linear(x, module.packed, offset, backend="reference"), module(x))
     with pytest.raises(BackendError, match="backend 'fast' does not exist"):
         packed_linear(x, module.packed, backend="fast")
-    with pytest.raises(BackendError, match=r"^expected x of 16 features and type torch\.float32, got \(2, 8\)"):
+    with pytest.raises(
+        BackendError,
+        match=r"^packed matrix \(12, 16\): expected x of 16 features and type torch\.float32, got \(2, 8\)",
+    ):
         packed_linear(torch.randn(2, 8), module.packed)
 
 

@@ -16,7 +16,6 @@ from torch.nn.functional import linear as dense_linear
 
 from eggs_ptp.core.pack import FLOAT_DTYPES, pack
 from eggs_ptp.core.pattern import Pattern
-from eggs_ptp.errors import BackendError
 from eggs_ptp.sparse import backends, triton
 from eggs_ptp.sparse.backends import Backend
 from eggs_ptp.sparse.linear import NMLinear
@@ -187,13 +186,13 @@ def test_the_module_takes_inputs_of_any_shape(module):
     assert module(x.view(3, 20, 40)[:, :0]).shape == (3, 0, 12)
 
 
-def test_the_module_compiles_and_refuses_gradients(module):
+def test_the_module_compiles_and_passes_the_gradient_of_its_input(module):
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     x = inputs(2, 40, torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), module.dense()(x))
-    with pytest.raises(BackendError, match="no gradients"):
-        module(x.requires_grad_()).sum().backward()
+    module(x.requires_grad_()).sum().backward()
+    torch.testing.assert_close(x.grad, module.dense().weight.sum(0).expand_as(x))
 
 
 @given(

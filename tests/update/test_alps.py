@@ -185,7 +185,15 @@ def test_impossible_arguments_are_refused():
     with pytest.raises(PatternError, match="groups of 4"):
         alps(weight, None, Pattern(2, 4), gram)
     with pytest.raises(NumericsError, match="calibration"):
-        alps(weight, None, Pattern(1, 2), torch.zeros(10, 10))
+        alps(weight, None, Pattern(1, 2), torch.full((10, 10), torch.nan))
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 2), Unstructured(0.25)])
+def test_a_matrix_whose_inputs_never_fired_keeps_its_largest_weights(pattern):
+    weight, gram = layer(5, 8)
+    solved, mask = alps(weight, None, pattern, torch.zeros_like(gram))
+    assert torch.equal(mask, keep_top(weight.abs(), pattern))
+    assert torch.equal(solved * mask, weight * mask)
 
 
 @pytest.mark.parametrize(("option", "value"), [("damping", 0.0), ("rho", 0.0), ("rounds", -1), ("wider", "magnitude")])

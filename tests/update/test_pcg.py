@@ -145,8 +145,15 @@ def test_without_a_mask_it_says_what_is_missing():
 
 
 def test_a_layer_without_calibration_tokens_is_refused():
+    mask = torch.tensor([[True, False, True, False]])
     with pytest.raises(NumericsError, match="calibration"):
-        pcg(torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.zeros(4, 4))
+        pcg(torch.ones(1, 4), mask, torch.zeros(4, 4), tokens=torch.tensor(0.0))
+
+
+def test_weights_of_inputs_that_never_fired_stay_as_they_are():
+    weight, mask = torch.tensor([[3.0, -2.0, 0.5, 7.0]]), torch.tensor([[True, False, True, False]])
+    updated, kept = pcg(weight, mask, torch.zeros(4, 4), tokens=torch.tensor(64.0))
+    torch.testing.assert_close(updated * kept, weight * mask)
 
 
 @pytest.mark.parametrize(("option", "value"), [("iterations", -1), ("damping", -0.1), ("tolerance", 1.0)])

@@ -177,13 +177,24 @@ def test_channels_that_are_always_zero_do_not_change_the_sparsity_of_the_others(
 
 
 @pytest.mark.parametrize("original", [False, True])
-def test_in_a_group_channels_that_are_always_zero_are_pruned_first_lower_column_first(original):
+def test_in_a_group_channels_that_are_always_zero_are_pruned_first_smallest_weights_first(original):
     weight, gram = layer(7, 8)
     gram[[0, 2, 3, 5]], gram[:, [0, 2, 3, 5]] = 0.0, 0.0
     updated, mask = sparsegpt(weight, None, Pattern(2, 4), gram, original=original)
-    assert torch.equal(mask[:, :4], torch.tensor([False, True, False, True]).expand(7, 4))
+    assert mask[:, 1].all()
+    largest = weight[:, [0, 2, 3]].abs().argmax(1)
+    expected = torch.full_like(largest, 2) if original else largest  # the public code zeroes them, so that they tie
+    assert torch.equal(mask[:, [0, 2, 3]], torch.nn.functional.one_hot(expected, 3).bool())
     assert not mask[:, 5].any()
-    assert torch.equal(updated[:, 3], torch.zeros(7) if original else weight[:, 3])
+    assert torch.equal(updated[:, 3], torch.zeros(7) if original else weight[:, 3] * mask[:, 3])
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 4), Pattern(4, 20), Unstructured(0.5)])
+def test_a_matrix_whose_inputs_never_fired_keeps_its_largest_weights(pattern):
+    weight, gram = layer(7, 20)
+    updated, mask = sparsegpt(weight, None, pattern, torch.zeros_like(gram))
+    assert torch.equal(mask, keep_top(weight.abs(), pattern, group="layer"))
+    assert torch.equal(updated * mask, weight * mask)
 
 
 def test_original_prunes_one_too_many_in_each_block():

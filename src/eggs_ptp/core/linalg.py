@@ -15,7 +15,7 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
     The inverse U = R^-1 is the factor of H^-1 = U^T U, and U of the leading k columns is the inverse of R's leading
     k x k corner, so H need not be inverted. A channel that was never active (zero on the diagonal, so zero in its whole
     row and column) gets the mean of the diagonal instead: it is independent of the others, and any positive number
-    would do.
+    would do. If none was ever active, H is the identity.
 
     Args:
         gram: (in, in), symmetric, float32 or float64; it is not changed.
@@ -25,12 +25,12 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
         R, (in, in), with a positive diagonal, in the type of `gram`.
 
     Raises:
-        NumericsError: H is not positive definite, or `gram` is zero; says which option to raise.
+        NumericsError: H is not positive definite, or `gram` holds NaN; says which option to raise.
     """
     diagonal = gram.diagonal()
-    mean = diagonal.mean()
-    if not mean > 0:
-        raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
+    mean = _mean_square(diagonal)
+    if not mean:
+        return torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     shift = damping * mean + torch.where(diagonal == 0, mean, 0.0)
     factor = torch.zeros_like(gram)
     for start in reversed(range(0, gram.shape[0], _BLOCK)):
@@ -54,6 +54,8 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
 def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Return the damped Hessian H = gram + damping * mean(diag gram) * I.
 
+    If no input was ever active, so that gram is zero, H is the identity: the largest weights lose the most.
+
     Args:
         gram: (in, in), symmetric; it is not changed.
         damping: Damping relative to the mean of the diagonal.
@@ -65,12 +67,25 @@ def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: to
         H, (in, in).
 
     Raises:
-        NumericsError: `gram` is zero or holds NaN.
+        NumericsError: `gram` holds NaN, or there are no tokens.
     """
+    if tokens is not None and not tokens > 0:
+        raise NumericsError(f"gram: expected calibration tokens, got {float(tokens):g}; check the calibration")
     hessian = gram.to(dtype or torch.promote_types(gram.dtype, torch.float32), copy=True)
-    mean = hessian.diagonal().mean()
-    if not mean > 0:
-        raise NumericsError("gram: expected positive mean squared inputs, got only zeros or NaN; check the calibration")
+    mean = _mean_square(hessian.diagonal())
+    if not mean:
+        hessian.diagonal().fill_(1.0)
+        return hessian
     factor = 1.0 if tokens is None else max(1.0, _AMPLE_TOKENS * len(gram) / float(tokens))
     hessian.diagonal().add_(factor * damping * mean)
     return hessian
+
+
+def _mean_square(diagonal: Tensor) -> Tensor:
+    """Return the mean of a Gram matrix's diagonal, which is 0 if no input was ever active."""
+    mean = diagonal.mean()
+    if not mean >= 0:
+        raise NumericsError(
+            f"gram: expected mean squared inputs of at least 0, got a mean of {float(mean)}; check the calibration"
+        )
+    return mean

@@ -41,11 +41,13 @@ def drift(
         (1 - share) W + share V, (out, in), float32.
 
     Raises:
-        NumericsError: gram is zero, or not positive definite with this damping.
+        NumericsError: gram holds NaN, or is not positive definite with this damping.
 
     Source:
         This project; the part for the inputs is GPTAQ's asymmetric calibration (arXiv:2504.02692), in closed form.
     """
+    if not gram.any():
+        return weight.float()  # its inputs never fired, so nothing can be corrected
     factor = damped(gram, damping, dtype=torch.float64)
     failed = torch.zeros((), dtype=torch.int32, device=factor.device)
     torch.linalg.cholesky_ex(factor, out=(factor, failed))  # in place: it is the largest tensor here

@@ -17,6 +17,7 @@ from eggs_ptp.core.row_tiles import LOCAL_ROW_TILES, RowTiles
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.core.step_result import Diagnostic, StepResult
+from eggs_ptp.core.unscored import rank_unscored
 from eggs_ptp.errors import MethodError, NumericsError, PatternError
 from eggs_ptp.method.method import BoundMethod
 
@@ -211,7 +212,7 @@ class _MatrixState:
                 )
             if not is_finite(score):
                 raise NumericsError(f"{self.job.name}: its {name} scores hold NaN or infinity")
-            self._data["score"] = score
+            self._data["score"] = score if self._is_original_count() else rank_unscored(score, self._data["weight"])
 
     def share_score(self, share: ShareScore) -> None:
         """Make the score known to all processes."""
@@ -252,6 +253,10 @@ class _MatrixState:
         for name in ("score", "weight"):
             if name in self._data:  # matrices without a score are permuted too, where a permutation is shared
                 self._data[name] = take_columns(self._data[name], permutation)
+
+    def _is_original_count(self) -> bool:
+        """Return whether the select step prunes all weights that tie with the threshold, as the public code does."""
+        return "select" in self.steps and self.steps["select"].options.get("count") == "original"
 
     def finish(self) -> Pruned:
         """Run the steps after `permute`, and put the columns back into their original order."""

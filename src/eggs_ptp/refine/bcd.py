@@ -53,7 +53,7 @@ def bcd(
     Raises:
         PatternError: The pattern has more than 20 000 choices per group, the mask keeps more than N of M, or the
             columns cannot be cut into groups of M.
-        NumericsError: gram is zero.
+        NumericsError: gram is not finite.
 
     Source:
         This project. (SparseSwaps, arXiv:2512.10922, lowers the same loss by single swaps.)

@@ -52,7 +52,7 @@ class Backend:
         unsupported_reason: Called as (device, dtype, pattern, rows, columns, batch), `dtype` being that of x and of
             the weight. Returns None if this backend computes such a product, and no slower than the backends of lower
             priority; otherwise one line that says why not, and names the value that does not fit ("numba is not
-            installed; pip install eggs-ptp[cpu]", "batch 64: faster up to 16"). Called before every product, so it
+            installed; pip install numba", "batch 64: faster up to 16"). Called before every product, so it
             must be cheap, and must not raise.
         prepare: Returns the state that `linear` needs for a matrix. Called once per module, and again after the
             module's tensors moved or changed. The state stays in memory in addition to the packed tensors, so it

@@ -13,6 +13,7 @@ from eggs_ptp.core.pattern import Pattern, parse_pattern
 from eggs_ptp.errors import PatternError
 from eggs_ptp.sparse.linear import NMLinear, dense_parameters, is_transposed
 from eggs_ptp.sparse.packed_config import PackedConfig
+from eggs_ptp.sparse.parameter_count import count_packed_parameters
 
 Model = TypeVar("Model", bound=nn.Module)
 # The sparsest first, and among equal densities the smallest group: a 2:4 matrix is also 4:8.
@@ -58,6 +59,7 @@ def pack(model: Model, pattern: Pattern | str | None = None, values: str | None 
     config: Any = getattr(model, "config", None)
     if config is not None:
         config.quantization_config = packed_config.to_dict()
+    count_packed_parameters(model)
     return model
 
 

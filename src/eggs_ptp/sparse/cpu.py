@@ -61,7 +61,7 @@ def missing_requirement() -> str | None:
     try:
         from numba import config
     except ModuleNotFoundError:
-        return "numba is not installed; pip install eggs-ptp[cpu]"
+        return "numba is not installed; pip install numba"
     except ImportError as error:
         return f"numba cannot be imported: {error}"
     if config.CPU_NAME or config.CPU_FEATURES or not config.ENABLE_AVX:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from eggs_ptp.core.layout import check_packed, packed_layout
-from eggs_ptp.core.pack import Packed, unpack
+from eggs_ptp.core.pack import Packed, expand, unpack
 from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.errors import BackendError, EggsError
 from eggs_ptp.sparse.backends import Backend, choose_backend, find_backend
 
+_TILE = 1 << 20  # weights made dense at a time in a backward pass
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the types that autocast converts
 _live_layers: "weakref.WeakSet[NMLinear]" = weakref.WeakSet()
 _layer_by_address: "weakref.WeakValueDictionary[int, NMLinear]" = weakref.WeakValueDictionary()
 
@@ -28,7 +30,7 @@ def packed_linear(
     """Compute y = x W^T + b with a packed W, by the backend that is chosen for this product.
 
     For layers of other libraries that hold the tensors of a packed matrix; `NMLinear` is the layer of this one. It
-    passes no gradients, and is not traced by torch.compile: see the operator `nm_linear`.
+    passes no gradients, and is not traced by torch.compile: see the operator `nm_linear`. Autocast does not apply.
 
     Args:
         x: Inputs (..., columns), of the weight's type and on its device.
@@ -50,8 +52,8 @@ def packed_linear(
     columns = packed.columns
     if x.shape[-1] != columns or x.dtype != packed.dtype:
         raise BackendError(
-            f"expected x of {columns} features and type {packed.dtype}, got {tuple(x.shape)}, {x.dtype}; "
-            "convert x or the module (autocast does not apply to packed matrices)"
+            f"packed matrix ({rows}, {columns}): expected x of {columns} features and type {packed.dtype}, got "
+            f"{tuple(x.shape)}, {x.dtype}; convert x or the module, or run it under torch.autocast"
         )
     flat_x = x.reshape(-1, columns)
     batch = flat_x.shape[0]
@@ -69,9 +71,11 @@ def packed_linear(
 
 
 class NMLinear(nn.Module):
-    """A linear layer y = x W^T + b with a packed W, for inference in the place of an `nn.Linear`.
+    """A linear layer y = x W^T + b with a packed W, in the place of an `nn.Linear`.
 
-    x is (..., in_features) of the weight's type, y is (..., out_features). The tensors are buffers. The floats among
+    x is (..., in_features) of the weight's type, y is (..., out_features). Under `torch.autocast` x may have another
+    type: the product is computed in the weight's type, and y has autocast's, as that of a dense layer. A backward pass
+    gives the gradient of x; there is none of the packed weight. The tensors are buffers. The floats among
     them (`values`, or the `scales` of quantised values, and `bias`) change their type with the module; `bits`, `order`
     and quantised values never do.
 
@@ -82,8 +86,8 @@ class NMLinear(nn.Module):
         transposed: Class of the dense layer that this one replaces, if that stores its weight as (in, out).
 
     Raises:
-        BackendError: There is no such backend; at a call, it does not support the product, or x has another type or
-            width; in a backward pass, as there are no gradients.
+        BackendError: There is no such backend; at a call, it does not support the product, x has another type or
+            width, or a packed tensor requires a gradient.
     """
 
     values: Tensor
@@ -158,9 +162,18 @@ class NMLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the packed matrix; x (..., in_features) gives (..., out_features)."""
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype in _AUTOCAST_DTYPES:
+            weight_dtype = (self.values if self.scales is None else self.scales).dtype
+            if weight_dtype in _AUTOCAST_DTYPES:
+                return self._product(x.to(weight_dtype)).to(torch.get_autocast_dtype(x.device.type))
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Multiply x, which has the type of the weight."""
         # Tracing, compiling and autograd need the operator. Otherwise its dispatch would be the larger part of the
         # time of a small product.
-        if torch.compiler.is_compiling() or type(x) is not Tensor or x.requires_grad or x.is_meta:
+        requires_grad = x.requires_grad or self.values.requires_grad
+        if torch.compiler.is_compiling() or type(x) is not Tensor or requires_grad or x.is_meta:
             traced: Tensor = nm_linear(
                 x,
                 self.values,
@@ -298,11 +311,84 @@ def _(x: Tensor, values: Tensor, *_: object) -> Tensor:
     return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
-def _refuse_gradients(*_: object) -> None:
-    raise BackendError("packed N:M matrices pass no gradients; export the folder as dense, and train that")
+@torch.library.custom_op("eggs_ptp::nm_linear_input_gradient", mutates_args=())
+def nm_linear_input_gradient(
+    y_gradient: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    order: Tensor | None,
+    keep: int,
+    group: int,
+    columns: int,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """Compute the gradient of x in y = x W^T, which is dL/dy W, with a few rows of W made dense at a time.
+
+    Args:
+        y_gradient: dL/dy, (..., rows).
+        values: Values of the packed matrix, as in `Packed`.
+        bits: Its bits.
+        order: Its column order, if it has one.
+        keep: N of its pattern.
+        group: M of its pattern.
+        columns: Its columns.
+        scales: Scales of quantised values.
+
+    Returns:
+        dL/dx, (..., columns), summed over tiles in float32 and rounded once.
+    """
+    packed = Packed(values, bits, Pattern(keep, group), columns, order, scales)
+    flat = y_gradient.reshape(-1, packed.rows)
+    total = flat.new_zeros((flat.shape[0], columns), dtype=torch.promote_types(flat.dtype, torch.float32))
+    with torch.autocast(flat.device.type, enabled=False):
+        for start, tile in packed.tiles(_TILE):
+            total += flat[:, start : start + tile.rows] @ expand(tile)
+    gradient = total.to(flat.dtype)
+    if order is not None:
+        gradient = torch.empty_like(gradient).index_copy_(1, order.long(), gradient)
+    return gradient.view(*y_gradient.shape[:-1], columns)
 
 
-nm_linear.register_autograd(_refuse_gradients)
+@nm_linear_input_gradient.register_fake
+def _(
+    y_gradient: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    order: Tensor | None,
+    keep: int,
+    group: int,
+    columns: int,
+    scales: Tensor | None = None,
+) -> Tensor:
+    del values, bits, order, keep, group, scales
+    return y_gradient.new_empty(*y_gradient.shape[:-1], columns)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep what the gradient of x needs; refuse gradients of the packed tensors and of the bias."""
+    del output
+    x, values, bits, order, bias, keep, group, _, *rest = inputs
+    scales = rest[0] if rest else None
+    if any(tensor is not None and tensor.requires_grad for tensor in (values, bias, scales)):
+        raise BackendError(
+            f"packed matrix ({values.shape[0]}, {x.shape[-1]}): expected tensors without gradients, got requires_grad; "
+            "packed weights pass gradients to their input only: train adapters on them, or export the folder as dense"
+        )
+    ctx.save_for_backward(values, bits, order, scales)
+    ctx.pattern = (keep, group)
+    ctx.columns = x.shape[-1]
+
+
+def _backward(ctx: Any, y_gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradient of x, and None for all other inputs."""
+    values, bits, order, scales = ctx.saved_tensors
+    gradient = None
+    if ctx.needs_input_grad[0]:
+        gradient = nm_linear_input_gradient(y_gradient, values, bits, order, *ctx.pattern, ctx.columns, scales)
+    return (gradient, *[None] * 8)
+
+
+nm_linear.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _layer_of(packed: Packed) -> NMLinear | None:

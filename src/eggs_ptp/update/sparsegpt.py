@@ -13,6 +13,7 @@ from eggs_ptp.core.pattern import AnyPattern, Pattern, Unstructured
 from eggs_ptp.errors import MethodError
 
 _COLUMNS_PER_STEP = 8  # columns pruned one by one before their errors are carried on, where no group size dictates it
+_DEAD_FACTOR = 1e-16  # of the smallest 1 / U_jj^2; ranks weights of inputs that are always zero below all others
 _MAX_GROUP_PAIRWISE = 16  # widest group whose columns are all compared with one another
 
 
@@ -35,7 +36,7 @@ def sparsegpt(
 
     Channels that are always zero (zero on the diagonal of gram) say nothing about their weights. For an unstructured
     pattern they are pruned among themselves, smallest weights first, to the same sparsity as the others; for N:M they
-    are pruned first, lowest column first. Those of their weights that are kept keep their value.
+    are pruned first, smallest weights first. Those of their weights that are kept keep their value.
 
     Args:
         weight: W, (out, in).
@@ -102,7 +103,10 @@ class _Sweep:
         self.change = torch.zeros_like(dense)
         self.keep = torch.empty_like(dense, dtype=torch.bool) if mask is None else mask.T.contiguous()
         self.dead = dead
-        self._score_factor = factor.diagonal().square().masked_fill(dead, 0.0).unsqueeze(1)  # 1 / U_jj^2, (in, 1)
+        squares = factor.diagonal().square()
+        self._score_factor = torch.where(dead, squares.min() * _DEAD_FACTOR, squares).unsqueeze(
+            1
+        )  # 1 / U_jj^2, (in, 1)
 
     def halve(self, low: int, high: int, unit: int, visit: Callable[[int, int], None]) -> None:
         """Visit columns [low, high) from left to right, at most `unit` at once, carrying errors in doubling blocks."""
