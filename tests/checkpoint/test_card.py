@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from huggingface_hub import ModelCard
 
 from eggs_ptp.checkpoint.card import write_card
 from eggs_ptp.checkpoint.run_record import RunRecord
@@ -20,7 +21,7 @@ MATRIX = {
 }
 
 
-def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutations="gather"):
+def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutations="gather", source_card=None):
     record = RunRecord(
         source={"model": model},
         recipe={},
@@ -31,7 +32,7 @@ def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutatio
         matrices=list(matrices or [MATRIX]),
         permutations=permutations,
     )
-    return write_card(record, {"model_type": "qwen3"})
+    return write_card(record, {"model_type": "qwen3"}, source_card)
 
 
 def front_matter(text):
@@ -71,6 +72,9 @@ def test_the_table_says_what_was_done():
     assert "| mean relative output error | 0.5000 |" in text
     assert "| calibration | 128 windows of 2048 tokens (packed), c4.jsonl |" in text
     assert "| recipe sha256 | `c0ffee` |" in text
+    begun = card(calibration={**CALIBRATION, "begin_tokens": [2]})
+    assert "| calibration | 128 windows of 2048 tokens (packed, begin token first), c4.jsonl |" in begun
+    assert "(packed), c4.jsonl |" in card(calibration={**CALIBRATION, "begin_tokens": []})
 
 
 def test_permutations_are_explained_if_there_are_any():
@@ -88,3 +92,14 @@ def test_a_method_without_calibration_says_so():
     text = card({**MATRIX, "method": "magnitude", "output_error": None}, calibration=None)
     assert "| mean relative output error | not measured |" in text
     assert "| calibration | none needed |" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "base"), [("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"), ("/data/mine", "a/base"), ("demo", "a/base")]
+)
+def test_the_hub_reads_what_is_carried_over_from_the_source_card(model, base):
+    carried = {"license": "other", "license_name": "x: y", "license_link": "LICENSE", "language": ["no", "en"]}
+    carried |= {"datasets": ["a/b"], "base_model": "a/base"}
+    data = ModelCard(card(model=model, source_card=carried)).data
+    assert {key: getattr(data, key) for key in carried} == {**carried, "base_model": base}
+    assert data.tags == ["pruned", "sparse", "2:4", "eggs", "eggs-ptp"]

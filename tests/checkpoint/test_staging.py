@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from eggs_ptp.checkpoint import staging as staging_module
-from eggs_ptp.checkpoint.staging import StagingFolder
+from eggs_ptp.checkpoint.staging import StagingFolder, check_space
 from eggs_ptp.engine.tensors.reader import CheckpointReader
 from eggs_ptp.errors import CheckpointError
 
@@ -454,3 +455,24 @@ def test_a_previous_output_that_cannot_be_moved_back_is_not_deleted(tmp_path, mo
         raise SomeError
     assert (output / "config.json").read_text() == "previous"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("detour", ["missing/a/../../full", "full/../full", "missing/../full/."])
+def test_an_output_is_checked_where_its_path_leads(detour, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(CheckpointError, match="not empty"):
+        StagingFolder(tmp_path / detour)
+
+
+@pytest.mark.parametrize("finished_bytes", [0, 100])
+def test_a_disk_that_is_too_small_is_refused_from_the_headers(finished_bytes, tiny, tmp_path, monkeypatch):
+    reader = CheckpointReader(tiny("llama"))
+    total = sum(reader.bytes(name) for name in reader.names)
+    blocks = sum(reader.bytes(name) for name in reader.names if ".layers." in name)
+    free = total + blocks - finished_bytes
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    check_space(tmp_path / "a" / "out", reader, finished_bytes=finished_bytes)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free - 1))
+    with pytest.raises(CheckpointError, match=r"out: expected .* kB free on its disk .*; free some, or write to"):
+        check_space(tmp_path / "a" / "out", reader, finished_bytes=finished_bytes)

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
+from eggs_ptp.engine.tensors.reader import CheckpointReader
 from eggs_ptp.errors import ModelError
-from eggs_ptp.models.folder import find_folder, read_config
+from eggs_ptp.models.folder import card_metadata, find_folder, read_config, stored_names, weights_index
 
 
 @pytest.fixture
@@ -114,3 +115,57 @@ def test_quantised_weights_are_refused_with_a_way_out(model, config, kind):
 def test_an_empty_quantisation_is_none(model):
     edit(model, quantization_config=None)
     assert read_config(model)["model_type"] == "llama"
+
+
+def test_an_adapter_beside_full_weights_is_refused(model):
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    refused(model, "expected a model alone, got adapter_config.json beside it")
+
+
+def test_a_config_that_names_its_weights_is_refused(model):
+    edit(model, transformers_weights="other.safetensors")
+    refused(model, "transformers_weights names the weights 'other.safetensors', expected model.safetensors or")
+
+
+def test_a_variant_alone_is_refused_by_name(model):
+    (model / "model.safetensors").rename(model / "model.fp16.safetensors")
+    refused(model, "expected model.safetensors or model.safetensors.index.json, got model.fp16.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model-q4.gguf", "Model.GGUF"])
+def test_gguf_is_refused_with_a_way_out(name, tmp_path, model):
+    advice = "prune the original Hugging Face folder"
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / name).touch()
+    with pytest.raises(ModelError, match=advice):
+        find_folder(str(tmp_path / "gguf" / name))
+    with pytest.raises(ModelError, match=f"got only GGUF files; .*{advice}"):
+        read_config(tmp_path / "gguf")
+    (model / "model.safetensors").unlink()
+    (model / name).touch()
+    with pytest.raises(ModelError, match=f"got only GGUF files; .*{advice}"):
+        read_config(model)
+
+
+def test_a_single_file_is_the_model_where_an_index_is_left_behind(tiny, tmp_path):
+    folder = shutil.copytree(tiny("llama", shard_size="40KB"), tmp_path / "both")
+    assert weights_index(folder) == folder / "model.safetensors.index.json"
+    shutil.copy(tiny("llama") / "model.safetensors", folder)
+    assert weights_index(folder) is None
+    assert set(CheckpointReader(folder).where.values()) == {folder / "model.safetensors"}
+    (folder / "model.safetensors.index.json").write_text("{")
+    assert stored_names(folder) == set(CheckpointReader(folder).names)
+
+
+@pytest.mark.parametrize("card", ["", "no front matter", "---\n[: broken\n---\n", "---\n- a list\n---\n"])
+def test_a_card_without_metadata_says_nothing(card, tmp_path):
+    assert card_metadata(tmp_path) == {}
+    (tmp_path / "README.md").write_text(card)
+    assert card_metadata(tmp_path) == {}
+
+
+def test_what_the_card_says_of_any_model_pruned_from_it_is_read(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\nlanguage: [no, en]\ntags: [x]\ndatasets:\n- a/b\n---\n# X\n"
+    )
+    assert card_metadata(tmp_path) == {"license": "mit", "language": ["no", "en"], "datasets": ["a/b"]}

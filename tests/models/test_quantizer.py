@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import eggs_ptp
 from eggs_ptp.checkpoint.packed import export
-from eggs_ptp.errors import BackendError, CheckpointError, EggsError, PatternError
+from eggs_ptp.errors import CheckpointError, EggsError, PatternError
 from eggs_ptp.models.load import load_model
 from eggs_ptp.models.quantizer import EggsConfig
+from eggs_ptp.sparse.convert import unpack
 from eggs_ptp.sparse.linear import NMLinear
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -209,9 +211,46 @@ def test_the_whole_model_compiles_without_a_graph_break(folders):
         torch.testing.assert_close(logits, dense(IDS, use_cache=False).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_refused(folders):
-    with pytest.raises(BackendError, match="pass no gradients"):
-        load(folders()[1])(IDS, labels=IDS).loss.backward()
+def test_unpacked_parameters_have_the_gradients_of_the_dense_model(folders):
+    dense, packed = (load(folder) for folder in folders())
+    for model in (dense, packed):
+        model(IDS, labels=IDS).loss.backward()
+    expected = dict(dense.named_parameters())
+    for name, parameter in packed.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name, rtol=1e-3, atol=1e-5)
+
+
+def test_packed_weights_are_counted_as_those_of_the_dense_model(folders):
+    dense, packed = (load(folder) for folder in folders())
+    for settings in ({}, {"exclude_embeddings": True}):
+        assert packed.num_parameters(**settings) == dense.num_parameters(**settings) > 0
+    trainable = sum(parameter.numel() for parameter in packed.parameters())
+    assert packed.num_parameters(only_trainable=True) == trainable < dense.num_parameters()
+
+
+def test_saving_a_packed_model_again_keeps_its_record(folders, tmp_path):
+    folder = folders()[1]
+    record = b'{"format": 1}\n'
+    (folder / "eggs.json").write_bytes(record)
+    (folder / "eggs").mkdir(exist_ok=True)
+    (folder / "eggs" / "orders.safetensors").write_bytes(b"permutations")
+    model = load(folder)
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "eggs.json").read_bytes() == record
+    assert (tmp_path / "again" / "eggs" / "orders.safetensors").read_bytes() == b"permutations"
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other" / "eggs.json").exists()
+    unpack(model).save_pretrained(tmp_path / "dense")
+    assert not (tmp_path / "dense" / "eggs.json").exists()
+
+
+@pytest.mark.parametrize("settings", [{"tp_plan": "auto"}, {"tp_size": 2}])
+def test_tensor_parallel_plans_are_refused_in_one_line(folders, settings):
+    model = load(folders()[1])
+    model.config.distributed_config = SimpleNamespace(**{"tp_plan": None, "tp_size": 1, **settings})
+    with pytest.raises(CheckpointError, match=r"got a tensor-parallel plan \(tp_plan\); load it without") as caught:
+        model.hf_quantizer.preprocess_model(model)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dense_folder_is_not_packed_while_loading(folders):

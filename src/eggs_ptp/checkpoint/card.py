@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ _FORMAT_SENTENCE = re.compile(r"The weights are (?:stored dense with zeros|packe
 _VALUE_KINDS = {"int8": "int8 with a scale for every row", "int4": "int4 with a scale for every 64 of a row"}
 
 
-def write_card(record: RunRecord, config: dict[str, Any]) -> str:
+def write_card(record: RunRecord, config: dict[str, Any], source_card: Mapping[str, Any] | None = None) -> str:
     """Render `README.md`: what was done to which matrices, and how to load and check the result.
 
     Args:
         record: The record of the run.
         config: The model's `config.json`.
+        source_card: Licence, languages, data sets and base model that the source's card names.
     """
     patterns = sorted({matrix["pattern"] for matrix in record.matrices})
     methods = sorted({matrix["method"] for matrix in record.matrices})
@@ -31,7 +33,7 @@ def write_card(record: RunRecord, config: dict[str, Any]) -> str:
         methods = ["given masks"]
         description = f"Pruned with the masks of `{Path(mask).name}`, and the steps that `eggs.json` lists,"
     lines = [
-        *_front_matter(base, ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]),
+        *_front_matter(base, source_card or {}, ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]),
         "",
         f"# {Path(base).name}, pruned to {' and '.join(patterns)}",
         "",
@@ -64,11 +66,14 @@ def update_card_format(card: str, config: dict[str, Any], packed_config: PackedC
     return _FORMAT_SENTENCE.sub(lambda _: _format_sentence(config, packed_config), card, count=1)
 
 
-def _front_matter(base: str, tags: list[str]) -> list[str]:
-    """The metadata that the hub reads; a local model is not named as base model."""
+def _front_matter(base: str, source_card: Mapping[str, Any], tags: list[str]) -> list[str]:
+    """The metadata that the hub reads; a local model is not named as base model, but the one that its card names is."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    carried = dict(source_card)
     if base.count("/") == 1 and not Path(base).expanduser().exists():
         lines.append(f"base_model: {base}")
+        carried.pop("base_model", None)
+    lines += [f"{key}: {json.dumps(value, default=str)}" for key, value in carried.items()]
     return [*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]
 
 
@@ -115,5 +120,6 @@ def _calibration(record: RunRecord) -> str:
     calibration = record.calibration
     if calibration is None:
         return "none needed"
-    windows = f"{calibration['nsamples']} windows of {calibration['seqlen']} tokens ({calibration['sampling']})"
+    begin = ", begin token first" if calibration.get("begin_tokens") else ""
+    windows = f"{calibration['nsamples']} windows of {calibration['seqlen']} tokens ({calibration['sampling']}{begin})"
     return f"{windows}, {Path(calibration['source']).name}"

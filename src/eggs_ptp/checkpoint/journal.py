@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from humanize import naturalsize
 from torch import Tensor
 
 from eggs_ptp.checkpoint.run_record import RunRecord, versions
@@ -207,8 +208,8 @@ class Journal:
         if free >= 2 * hidden_bytes + output_bytes:
             return None
         return (
-            f"no journal is kept: {self.folder.parent} has {free / 1e9:.1f} GB free, the output needs up to "
-            f"{output_bytes / 1e9:.1f} GB and the hidden states twice {hidden_bytes / 1e9:.1f} GB; if this run is "
+            f"no journal is kept: {self.folder.parent} has {naturalsize(free)} free, the output needs up to "
+            f"{naturalsize(output_bytes)} and the hidden states twice {naturalsize(hidden_bytes)}; if this run is "
             "interrupted, it has to start again"
         )
 

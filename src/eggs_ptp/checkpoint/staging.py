@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from humanize import naturalsize
 from torch import Tensor
 
+from eggs_ptp.checkpoint.copied_files import files_to_copy
 from eggs_ptp.checkpoint.journal import Journal, run_identity
 from eggs_ptp.checkpoint.run_record import RunRecord
 from eggs_ptp.checkpoint.signals import deferred_signals
@@ -32,9 +35,6 @@ ORDERS = "eggs/orders.safetensors"
 CARD = "README.md"
 _INDEX = "model.safetensors.index.json"
 MAX_SINGLE_FILE_BYTES = 2 * 1024**3  # checkpoints of at most this many bytes become a single model.safetensors
-_COPIED_SUFFIXES = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
-_COPIED_PREFIXES = ("LICENSE", "NOTICE")  # licences have to accompany the weights
-_NEVER_COPIED = {_INDEX, MANIFEST}
 # Errors that the same command would end with again, so that keeping its finished blocks is no use.
 _REPEATABLE_ERRORS = (CalibrationError, MethodError, NumericsError, PatternError, RecipeError)
 
@@ -143,6 +143,11 @@ class StagingFolder:
         self._blocks.mkdir()
         self.journal = None
 
+    @property
+    def finished_bytes(self) -> int:
+        """Size of the blocks that an interrupted run has written."""
+        return sum(path.stat().st_size for path in self._blocks.glob("block-*.safetensors"))
+
     def write_block(self, index: int, tensors: Mapping[str, Tensor]) -> Path:
         """Write the tensors of one block to a file that appears once it is complete.
 
@@ -209,14 +214,14 @@ class StagingFolder:
         Raises:
             ModelError: A file cannot be read.
         """
-        for file in sorted(source.iterdir()):
-            is_copied = file.suffix in _COPIED_SUFFIXES or file.name.startswith(_COPIED_PREFIXES)
-            if file.is_file() and is_copied and file.name not in _NEVER_COPIED:
-                try:
-                    content = file.read_bytes()
-                except OSError as error:
-                    raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-                (self.folder / file.name).write_bytes(content)
+        for file in files_to_copy(source):
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+            target = self.folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
         if (source / TEMPLATES).is_dir():
             shutil.copytree(source / TEMPLATES, self.folder / TEMPLATES)
 
@@ -335,17 +340,44 @@ def _check_output(given: Path, output: Path, *, overwrite: bool) -> None:
         raise CheckpointError(
             f"{given}: a mount point, which cannot be replaced as a whole; write to a folder below it"
         )
-    if not given.exists():
+    if not output.exists():  # not the given path, which may lead through folders that are not there yet
         return
-    if not given.is_dir():
+    if not output.is_dir():
         raise CheckpointError(f"{given}: expected a folder to write to, got a file; pass another path")
-    if not any(given.iterdir()):
+    if not any(output.iterdir()):
         return
     if not overwrite:
         raise CheckpointError(f"{given}: not empty; pass --overwrite to replace it, or another folder")
-    if not (given / "config.json").exists():
+    if not (output / "config.json").exists():
         raise CheckpointError(
             f"{given}: --overwrite replaces model folders only, and this one has no config.json; pass another folder"
+        )
+
+
+def check_space(output: Path, reader: CheckpointReader, *, finished_bytes: int = 0) -> None:
+    """Refuse a disk that cannot hold the output, from the headers of the source's weights.
+
+    Args:
+        output: The folder to write.
+        reader: The source model.
+        finished_bytes: What an interrupted run has already written.
+
+    Raises:
+        CheckpointError: Weights of the size of the source's do not fit.
+    """
+    stored = reader.as_stored
+    sizes = {name: stored.bytes(name) for name in stored.names}
+    needed = sum(sizes.values())
+    if needed <= MAX_SINGLE_FILE_BYTES:  # finished blocks are copied to a single file, not linked
+        needed += sum(size for name, size in sizes.items() if re.search(r"\.\d+\.", name))
+    needed -= finished_bytes
+    resolved = output.resolve()
+    disk = next(folder for folder in (resolved, *resolved.parents) if folder.exists())
+    free = shutil.disk_usage(disk).free
+    if free < needed:
+        raise CheckpointError(
+            f"{output}: expected {naturalsize(needed)} free on its disk for the pruned weights, got "
+            f"{naturalsize(free)}; free some, or write to another disk"
         )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from eggs_ptp.calibration.windows import Windows, calibration_windows, is_token_file
+from eggs_ptp.calibration.tokens import Tokenizer
+from eggs_ptp.calibration.windows import Windows, calibration_windows
 from eggs_ptp.engine.blocks.inputs import BlockInputs, capture_block_inputs
 from eggs_ptp.engine.context import RunContext
 from eggs_ptp.engine.distributed.process_group import ProcessGroup
@@ -18,7 +19,7 @@ from eggs_ptp.engine.statistics.token_filter import TokenFilter
 from eggs_ptp.engine.tensors.activation_store import ActivationStore
 from eggs_ptp.engine.tensors.masks import MaskFile
 from eggs_ptp.engine.tensors.reader import CheckpointReader
-from eggs_ptp.models.load import Skeleton, load_tokenizer
+from eggs_ptp.models.load import Skeleton
 from eggs_ptp.recipe.recipe import Recipe
 
 
@@ -66,24 +67,20 @@ def make_context(
 
 
 def draw_windows(
-    skeleton: Skeleton, recipe: Recipe, plan: Plan, builtin: Sequence[str] | None, trust_remote_code: bool
+    skeleton: Skeleton, recipe: Recipe, plan: Plan, builtin: Sequence[str] | None, tokenizer: Tokenizer | None
 ) -> Windows:
     """Draw the calibration windows of a run.
 
     Args:
-        skeleton: The model, for its tokenizer.
+        skeleton: The model.
         recipe: Names the text and how windows are drawn from it.
         plan: Has the length of the windows.
         builtin: The documents of the built-in text, if that is the calibration text.
-        trust_remote_code: Whether the tokenizer may run code of the checkpoint.
+        tokenizer: The model's tokenizer; may be None where the text is a file of token windows.
 
     Raises:
         CalibrationError: There is no text, or it is too short.
-        ModelError: There is no tokenizer.
     """
-    tokenizer = None
-    if not is_token_file(recipe.calibration.text):
-        tokenizer = load_tokenizer(skeleton.folder, trust_remote_code=trust_remote_code)
     return calibration_windows(
         recipe.calibration,
         tokenizer,

@@ -90,6 +90,9 @@ class MemoryMonitor:
         peak: Most bytes since.
     """
 
+    def __init__(self) -> None:
+        self.baseline = self.peak = 0
+
     def __enter__(self) -> "MemoryMonitor":
         self.baseline = self.peak = anonymous_memory()
         self._stop = threading.Event()

@@ -1,5 +1,7 @@
 """The quantizer of packed checkpoints for transformers: makes `from_pretrained` and `save_pretrained` work on them."""
 
+import functools
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,8 +24,10 @@ from eggs_ptp.models.moe import LAYOUTS
 from eggs_ptp.sparse.convert import packed_config_of, replace, unpack
 from eggs_ptp.sparse.linear import NMLinear, is_transposed
 from eggs_ptp.sparse.packed_config import FORMATS, METHOD, PackedConfig, is_packed_block
+from eggs_ptp.sparse.parameter_count import count_packed_parameters, packed_parameters
 
 _WHERE = "config.json"
+_RECORD_FILES = ("eggs.json", "eggs/orders.safetensors")  # kept when a packed model is saved again
 
 
 @register_quantization_config(METHOD)
@@ -81,10 +85,15 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
                 "eggs_ptp.pack(model)"
             )
         super().__init__(quantization_config, **settings)
+        self.record_files: dict[str, bytes] = {}
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
+        _refuse_tensor_parallelism(model)
+        self.record_files = _read_record_files(checkpoint_files or [])
+        _patch_model_class()
+        count_packed_parameters(model)
         packed_config = self.quantization_config.packed_config
         _separate_experts(model, packed_config)
         layers = {name: _empty_layer(model, name, packed_config) for name in packed_config.matrices}
@@ -122,13 +131,63 @@ class EggsQuantizer(HfQuantizer):  # type: ignore[misc]
 
     @property
     def is_trainable(self) -> bool:
-        """False: packed matrices pass no gradients."""
-        return False
+        """True: adapters can be trained, as packed matrices pass the gradient of their inputs, not their own."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
         """True: the product is one operator for torch.compile."""
         return True
+
+
+def _refuse_tensor_parallelism(model: Any) -> None:
+    """Refuse `tp_plan`: the tensors of a packed matrix cannot be cut as those of a dense one.
+
+    Raises:
+        CheckpointError: The model is being loaded with tensor parallelism.
+    """
+    distributed = getattr(model.config, "distributed_config", None)
+    size = getattr(model, "_tp_size", None) or getattr(distributed, "tp_size", None)
+    plan = getattr(distributed, "tp_plan", None)
+    if plan is not None or (size or 1) > 1:
+        raise CheckpointError(
+            f"{_WHERE}: expected a packed model on one device, got a tensor-parallel plan (tp_plan); load it without "
+            "one, or export the folder as dense: eggs export --format dense"
+        )
+
+
+def _read_record_files(checkpoint_files: list[str]) -> dict[str, bytes]:
+    """Return the contents of the record files beside a checkpoint, by their names in the folder."""
+    if not checkpoint_files:
+        return {}
+    folder = Path(checkpoint_files[0]).parent
+    return {name: (folder / name).read_bytes() for name in _RECORD_FILES if (folder / name).is_file()}
+
+
+@functools.cache
+def _patch_model_class() -> None:
+    """Make `save_pretrained` keep the record of a packed folder, for which transformers has no hook.
+
+    Other models are not affected.
+    """
+    from transformers.modeling_utils import PreTrainedModel
+
+    original_save = PreTrainedModel.save_pretrained
+
+    @functools.wraps(original_save)
+    def save_pretrained(
+        self: Any, save_directory: Any, is_main_process: bool = True, *settings: Any, **named: Any
+    ) -> Any:
+        result = original_save(self, save_directory, is_main_process, *settings, **named)
+        quantizer = getattr(self, "hf_quantizer", None)
+        if is_main_process and isinstance(quantizer, EggsQuantizer) and packed_parameters(self):
+            for name, content in quantizer.record_files.items():
+                path = Path(save_directory) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        return result
+
+    PreTrainedModel.save_pretrained = save_pretrained
 
 
 def _skip_initialisation(parent: nn.Module, name: str, stored_names: frozenset[str]) -> None:

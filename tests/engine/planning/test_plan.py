@@ -115,7 +115,9 @@ def test_estimates_grow_with_the_work(planned):
     small, large = (planned(method="eggs", calibration=CalibrationSpec(text="demo", nsamples=n)) for n in (80, 160))
     assert large.memory_bytes - small.memory_bytes == 80 * 128 * 32 * 4  # 80 more windows of hidden states
     assert 0 < small.seconds < large.seconds
-    assert large.seconds == pytest.approx(2 * small.seconds)
+    larger = planned(method="eggs", calibration=CalibrationSpec(text="demo", nsamples=240))
+    assert larger.seconds - large.seconds == pytest.approx(large.seconds - small.seconds)
+    assert small.seconds <= small.processor_seconds
     assert 0 < planned(method="magnitude").memory_bytes < small.memory_bytes
 
 
@@ -228,7 +230,7 @@ def test_the_dense_model_is_counted(planned):
     plain, compared = (planned(method=method, **settings) for method in ("ria_cp+pcg", "ria_cp+pcg+drift"))
     hidden = plain.nsamples * plain.seqlen * 32 * 4
     assert compared.memory_bytes - plain.memory_bytes > 5 * hidden  # the dense stream, and four of its activations
-    assert compared.seconds == pytest.approx(1.75 * plain.seconds)
+    assert plain.seconds < compared.seconds < 2.5 * plain.seconds
     tuned = planned(method="ria_cp+pcg+adam", **settings)
     # The dense stream, and what the backward pass takes beyond solving: 2.5 times the tokens that train.
     assert hidden < tuned.memory_bytes - plain.memory_bytes < 5 * hidden

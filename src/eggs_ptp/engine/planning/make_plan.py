@@ -1,7 +1,5 @@
 """Makes the plan of a run from a model, its checkpoint and a recipe, before any weight is read."""
 
-import functools
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,8 @@ import torch
 from eggs_ptp.calibration.windows import is_token_file, token_file_shape
 from eggs_ptp.engine.planning.checks import check_coverage, check_folding, check_tuning, shape_of
 from eggs_ptp.engine.planning.memory_budget import fit_budget, memory_needs
-from eggs_ptp.engine.planning.plan import MatrixPlan, Plan, permutation_stride
+from eggs_ptp.engine.planning.plan import MatrixPlan, Plan
+from eggs_ptp.engine.planning.time_estimate import estimate_time
 from eggs_ptp.engine.tensors.reader import CheckpointReader
 from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.models.load import Skeleton
@@ -39,8 +38,8 @@ def make_plan(
         memory: Bytes that the process may take; None for no limit.
 
     Returns:
-        The plan. Its `memory_bytes` is what the fastest run adds to the process, see `memory_budget.memory_needs`. Its
-        `seconds` is the time of the forward passes over all blocks, at the speed of a matrix product measured now.
+        The plan. Its `memory_bytes` is what the fastest run adds to the process, see `memory_budget.memory_needs`; its
+        `seconds` and `processor_seconds` are those of `time_estimate.estimate_time`.
 
     Raises:
         ModelError: A block has a linear that the family does not know, or tensors do not fit the config.
@@ -68,9 +67,11 @@ def make_plan(
     plan = _with_windows(plan, skeleton, recipe)
     check_tuning(plan)
     check_folding(plan, skeleton, reader)
+    estimate = estimate_time(plan, device)
     costs: dict[str, Any] = {
         "memory_bytes": memory_needs(plan, skeleton).total,
-        "seconds": _estimated_seconds(plan, device),
+        "processor_seconds": estimate.processor_seconds,
+        "seconds": estimate.seconds,
     }
     return replace(plan, budget=fit_budget(plan, skeleton, memory), **costs)
 
@@ -135,27 +136,3 @@ def _with_windows(plan: Plan, skeleton: Skeleton, recipe: Recipe) -> Plan:
 def _permutation(skeleton: Skeleton, recipe: Recipe) -> str:
     """What becomes of permutations: as requested, but kept beside the weights where no family can fold them."""
     return recipe.permutation if skeleton.family.folds or recipe.permutation != "fold" else "gather"
-
-
-def _estimated_seconds(plan: Plan, device: torch.device) -> float:
-    if not plan.needs_calibration:
-        return 0.0
-    weights = sum(matrix.rows * matrix.columns for matrix in plan.matrices)
-    passes = 2.0  # statistics, and the inputs of the next block
-    passes += plan.permutes_model_first / permutation_stride(plan.nsamples, plan.seqlen)
-    passes += plan.needs_dense
-    passes += 0.5 * plan.compares  # statistics are collected again for each group
-    flops = 2 * passes * plan.nsamples * plan.seqlen * weights
-    return flops / _flops_per_second(device)
-
-
-@functools.cache  # one measurement per process
-def _flops_per_second(device: torch.device) -> float:
-    """Multiplications and additions per second of a product of 1024 x 1024 matrices, best of three."""
-    matrix = torch.ones(1024, 1024, device=device)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        (matrix @ matrix).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import nn
 
 from eggs_ptp.calibration.windows import tokenisation_bytes
@@ -178,3 +179,23 @@ def _gram_copies(method: BoundMethod) -> int:
         return 0
     names = " ".join(step.name for step in method.steps.values())
     return 7 if "alps" in names else 6 if "drift" in names else 3  # eigenvectors; a factor in float64 and a copy of it
+
+
+def parse_memory(size: int | str | None) -> int | None:
+    """Return a size in bytes; None for None.
+
+    Args:
+        size: Bytes, or text such as "8GiB".
+
+    Raises:
+        RecipeError: It is not a size.
+    """
+    if size is None:
+        return None
+    try:
+        count = int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError:
+        count = 0
+    if isinstance(size, bool) or count <= 0:
+        raise RecipeError(f"--memory: expected a size such as 8GiB or 800MB, got {size!r}")
+    return count

@@ -108,8 +108,10 @@ class Plan:
         calibration: The calibration text.
         permutation: What becomes of channel permutations: "fold", "gather" or "mask"; None if no matrix permutes.
         memory_bytes: Estimate of the memory that the fastest run adds to the process.
-        seconds: Estimate of its time.
+        seconds: Estimate of its time on an idle machine.
+        processor_seconds: Estimate of the time of all processors together.
         budget: How it fits into the memory it may take.
+        begin: Tokens that every calibration window begins with; empty where windows begin in mid-text.
     """
 
     model: str
@@ -125,7 +127,9 @@ class Plan:
     permutation: str | None
     memory_bytes: int
     seconds: float
+    processor_seconds: float = 0.0
     budget: Budget = field(default_factory=Budget)
+    begin: tuple[int, ...] = ()
 
     @property
     def needs_calibration(self) -> bool:
@@ -183,10 +187,12 @@ class Plan:
             "permutation": self.permutation,
             "nsamples": self.nsamples if self.needs_calibration else 0,
             "seqlen": self.seqlen if self.needs_calibration else 0,
+            "begin_tokens": list(self.begin),
             "memory_bytes": self.memory_bytes,
             "batch_tokens": self.budget.batch_tokens,
             "activations_in_memory": self.budget.allowance,
             "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
             "matrices": [matrix.to_dict() for matrix in self.matrices],
         }
 

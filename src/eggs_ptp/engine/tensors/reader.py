@@ -15,6 +15,7 @@ from eggs_ptp.core.finite import is_finite
 from eggs_ptp.core.json_file import read_json
 from eggs_ptp.engine.tensors.safetensors_file import Entry, TensorFile
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
+from eggs_ptp.models.folder import INDEX, SINGLE_FILE, weights_index
 from eggs_ptp.models.path_validation import check_inside, is_plain
 
 _PIECE_BYTES = 1 << 24
@@ -42,7 +43,7 @@ class CheckpointReader:
         self._ties = ties or {}
         self._files: dict[Path, TensorFile] = {}
         indexed = _index(folder) if files is None else {}
-        for path in sorted(set(indexed.values()) or files or {folder / "model.safetensors"}):
+        for path in sorted(set(indexed.values()) or files or {folder / SINGLE_FILE}):
             if files is None:
                 check_inside(path, folder)
             self._files[path] = TensorFile(path)
@@ -177,10 +178,10 @@ class CheckpointReader:
 
 def _index(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor by the index; {} for a folder with a single model.safetensors."""
-    path = folder / "model.safetensors.index.json"
-    if not path.exists():
-        if not (folder / "model.safetensors").exists():
-            raise ModelError(f"{folder}: expected model.safetensors or model.safetensors.index.json")
+    path = weights_index(folder)
+    if path is None:
+        if not (folder / SINGLE_FILE).exists():
+            raise ModelError(f"{folder}: expected {SINGLE_FILE} or {INDEX}")
         return {}
     index = read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
