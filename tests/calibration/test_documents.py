@@ -6,7 +6,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from eggs_ptp.calibration.documents import read_documents
+from eggs_ptp.calibration.documents import read_documents, read_text_file
 from eggs_ptp.errors import CalibrationError
 
 
@@ -91,6 +91,48 @@ def test_chats_with_a_tokenizer_of_transformers(tmp_path, tokenizer):
     assert line.startswith(f"{path}, line 1, 'messages': the tokenizer's chat template fails (")
     real.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
     assert read_documents(path, tokenizer=real) == ["[user] hi [assistant] yes "]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "A.JSONL", "a.ndjson", "a.json", "a.jsonl.gz", "rows.txt", "rows", "a.bak"]
+)
+def test_the_rows_decide_and_not_the_name(tmp_path, name):
+    content = lines({"text": "a b"}, {"text": "c"}).encode()
+    path = written(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_text_file(path) == (["a b", "c"], True)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "A.PARQUET", "train-00000-of-00001"])
+def test_parquet_by_any_name(tmp_path, name):
+    parquet.write_table(pyarrow.table({"text": ["a b", "c"]}), tmp_path / name)
+    assert read_text_file(tmp_path / name) == (["a b", "c"], True)
+
+
+def test_compressed_files_by_any_name(tmp_path):
+    path = written(tmp_path / "a.jsonl", gzip.compress(lines({"text": "a"}).encode()))
+    assert read_text_file(path) == (["a"], True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", '{"text": "a"}\nand prose', '{"body": "a"}', '[{"text": "a"}]', '"text"', '{"text": "a"}\n{"body": "b"}'],
+)
+def test_texts_that_only_resemble_rows_are_one_document(tmp_path, content):
+    assert read_text_file(written(tmp_path / "a.txt", content)) == ([content], False)
+
+
+def test_a_list_of_rows_in_json_lines(tmp_path):
+    assert read_text_file(written(tmp_path / "a.jsonl", '[{"text": "a"}, {"text": "b"}]')) == (["a", "b"], True)
+
+
+@pytest.mark.parametrize("damage", [slice(12, 30), slice(-8, None), slice(-40, -20)])
+def test_damaged_gzip(tmp_path, damage):
+    data = bytearray(gzip.compress(bytes(range(32, 127)) * 50))
+    data[damage] = b"\xff" * len(data[damage])
+    path = written(tmp_path / "a.txt.gz", bytes(data))
+    assert refusal(path).startswith(f"{path} cannot be read: ")
+    cut = written(tmp_path / "b.txt.gz", gzip.compress(b"some text")[:-9])
+    assert refusal(cut).startswith(f"{cut} cannot be read: ")
 
 
 def test_missing_file(tmp_path):

@@ -3,9 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import byte_tokenizer
 
 from eggs_ptp.calibration import tokens
-from eggs_ptp.calibration.tokens import token_ids, tokenise
+from eggs_ptp.calibration.tokens import begin_tokens, token_ids, tokenise
 from eggs_ptp.demo.builtin import model_folder
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.models.load import load_tokenizer
@@ -99,3 +100,38 @@ def test_special_tokens_inside_of_a_very_long_text_are_refused(monkeypatch):
     monkeypatch.setattr(tokens, "_MAX_CHARACTERS", 8)
     with pytest.raises(CalibrationError, match="special tokens inside of a text"):
         tokenise(["a b c d e f g h"], between)
+
+
+def test_the_begin_tokens_that_a_tokenizer_writes(tokenizer):
+    def wrapped(before, after):
+        def encode(text, *, add_special_tokens=True, verbose=True):
+            ids = [7] * len(text)
+            return {"input_ids": [*before, *ids, *after] if add_special_tokens else ids}
+
+        return encode
+
+    assert begin_tokens(tokenizer) == (0,)
+    assert begin_tokens(wrapped([], [9])) == ()
+    assert begin_tokens(wrapped([5, 6], [9])) == (5, 6)
+    assert begin_tokens(wrapped([], [])) == ()
+
+
+def test_begin_tokens_of_tokenizers_of_transformers(shared):
+    assert begin_tokens(load_tokenizer(model_folder())) == (0,)
+    assert begin_tokens(load_tokenizer(shared / "data/models/tinystories-656k")) == (1,)
+    assert begin_tokens(byte_tokenizer()) == ()  # it has one, but does not write it
+
+
+def test_a_text_with_a_begin_token_gets_no_second_one(tokenizer):
+    assert token_ids("<s> w2 w3", tokenizer) == [0, 2, 3]
+    assert tokenise(["<s> w2", "<s> w3"], tokenizer).tolist() == [0, 2, 0, 3]
+    assert token_ids("w2 w2 w2", tokenizer) == [0, 2, 2, 2]
+    assert token_ids("w2 w2 w2", tokenizer, special=False) == [2, 2, 2]
+
+
+def test_a_long_text_with_a_begin_token_gets_no_second_one(tokenizer, monkeypatch):
+    text = "<s> " + " ".join(f"w{2 + index % 98}" for index in range(300))
+    expected = tokenise([text], tokenizer)
+    monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 64)
+    assert torch.equal(tokenise([text], tokenizer), expected)
+    assert expected[:2].tolist() == [0, 2]

@@ -1,5 +1,6 @@
 # ruff: noqa: S311 - the papers' windows come from this generator
 import hashlib
+import itertools
 import json
 import random
 from pathlib import Path
@@ -46,7 +47,7 @@ def refusal(*args, **options):
 
 
 def test_packed_windows_are_parts_of_the_joined_text(tokenizer, texts, file):
-    windows = drawn(tokenizer, text=file, nsamples=9)
+    windows = drawn(tokenizer, text=file, nsamples=9, begin="never")
     tokens = [0, *(int(word[1:]) for text in texts for word in text.split())]
     starts = torch.randint(len(tokens) - 16 + 1, (9,), generator=generator_for(0, "calibration"))
     assert windows.tokens.tolist() == [tokens[start : start + 16] for start in starts.tolist()]
@@ -56,7 +57,7 @@ def test_packed_windows_are_parts_of_the_joined_text(tokenizer, texts, file):
 
 
 def test_every_start_can_be_drawn(tokenizer, file):
-    windows = drawn(tokenizer, ["w2 w3 w4 w5"], seqlen=3, nsamples=60)
+    windows = drawn(tokenizer, ["w2 w3 w4 w5"], seqlen=3, nsamples=60, begin="never")
     assert {tuple(window) for window in windows.tokens.tolist()} == {(0, 2, 3), (2, 3, 4), (3, 4, 5)}
 
 
@@ -77,7 +78,7 @@ def test_the_settings_seqlen_overrides_the_default(tokenizer, file):
 
 
 def test_documents_follow_the_papers_rule(tokenizer, texts, file):
-    windows = drawn(tokenizer, text=file, sampling="documents", nsamples=20, seqlen=LONG, seed=3)
+    windows = drawn(tokenizer, text=file, sampling="documents", nsamples=20, seqlen=LONG, seed=3, begin="never")
     random.seed(3)
     expected = []
     for _ in range(20):
@@ -255,8 +256,81 @@ def test_records(tmp_path):
         "seqlen": 3,
         "documents": 0,
         "text_tokens": 6,
+        "begin_tokens": [],
         "sha256": digest,
     }
+
+
+@pytest.mark.parametrize("sampling", ["packed", "documents"])
+def test_every_window_begins_with_the_begin_token_in_place_of_its_first(tokenizer, file, sampling):
+    with_begin, without = (
+        drawn(tokenizer, text=file, sampling=sampling, nsamples=30, begin=begin) for begin in ("auto", "never")
+    )
+    assert with_begin.tokens[:, 0].tolist() == [0] * 30
+    assert torch.equal(with_begin.tokens[:, 1:], without.tokens[:, 1:])
+    assert (without.tokens[:, 0] != 0).any()
+    assert with_begin.begin == (0,)
+    assert without.begin == ()
+    assert with_begin.to_dict()["begin_tokens"] == [0]
+    assert with_begin.digest != without.digest
+
+
+def test_begin_tokens_are_the_default(tokenizer, file):
+    assert torch.equal(drawn(tokenizer, text=file).tokens, drawn(tokenizer, text=file, begin="auto").tokens)
+
+
+class Plain:
+    """A tokenizer that has a begin token and does not write it."""
+
+    bos_token_id = 0
+
+    def __call__(self, text, *, add_special_tokens=True, verbose=True):
+        return {"input_ids": [int(word[1:]) for word in text.split() if word[1:].isdigit()]}
+
+
+@pytest.mark.parametrize("sampling", ["packed", "documents"])
+def test_a_tokenizer_that_writes_no_begin_token_gives_the_same_windows_as_ever(file, sampling):
+    auto, never = (drawn(Plain(), text=file, sampling=sampling, begin=begin) for begin in ("auto", "never"))
+    assert torch.equal(auto.tokens, never.tokens)
+    assert (auto.begin, never.begin) == ((), ())
+
+
+class TwoBegin(Plain):
+    """A tokenizer that writes two tokens before every text, as GLM's does, and one after it."""
+
+    def __call__(self, text, *, add_special_tokens=True, verbose=True):
+        ids = [int(word[1:]) for word in text.split()] if "w" in text else [50] * len(text.split())
+        return {"input_ids": [900, 901, *ids, 902] if add_special_tokens else ids}
+
+
+def test_two_begin_tokens(file):
+    windows = drawn(TwoBegin(), text=file, nsamples=20, vocab_size=1000)
+    assert windows.begin == (900, 901)
+    assert windows.tokens[:, :2].tolist() == [[900, 901]] * 20
+    assert (windows.tokens[:, 2:] < 100).all()
+
+
+def test_windows_of_nothing_but_begin_tokens_are_refused(file):
+    assert refusal(TwoBegin(), text=file, seqlen=2) == (
+        "seqlen: expected more than the tokenizer's 2 begin tokens, got windows of 2; give a larger --seqlen"
+    )
+    assert drawn(TwoBegin(), text=file, seqlen=2, begin="never", vocab_size=1000).tokens.shape[1] == 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_documents_that_begin_with_the_begin_token_themselves_get_no_second_one(tokenizer, count):
+    documents = ["<s> w2 w3 w4", *["<s> w5 w6"] * count]
+    windows = drawn(tokenizer, documents, seqlen=4, nsamples=200).tokens.tolist()
+    assert all(window[0] == 0 for window in windows)
+    assert not any(pair == (0, 0) for window in windows for pair in itertools.pairwise(window))
+    assert [0, 2, 3, 4] in windows
+    assert ([0, 5, 6, 0] in windows) == (count > 1)
+
+
+def test_the_last_window_of_a_text_whose_last_document_has_a_begin_token(tokenizer):
+    # The window that would begin right before it has no token to move on to, so it moves back.
+    windows = drawn(tokenizer, ["w2 w3 w4", "<s> w5 w6"], seqlen=4, nsamples=200).tokens.tolist()
+    assert {tuple(window) for window in windows} == {(0, 2, 3, 4), (0, 3, 4, 0), (0, 4, 0, 5)}
 
 
 def test_consecutive_windows_drop_the_tail():

@@ -72,7 +72,7 @@ def test_packed_equals_the_original_protocol():
     ids = file["token_ids"][0].tolist()
     got = perplexity(
         Bigram(torch.from_numpy(file["logit_table"])),
-        lambda text, verbose: {"input_ids": ids},
+        lambda text, **_: {"input_ids": ids},
         ["any"],
         protocol="packed",
         seqlen=int(file["seqlen"]),
@@ -205,7 +205,7 @@ def test_packed_stories_without_special_tokens_have_the_recorded_perplexity(stor
     model, tokenizer, texts = stories
     got = perplexity(
         model,
-        lambda text, verbose: tokenizer(text, add_special_tokens=False, verbose=verbose),
+        lambda text, **_: tokenizer(text, add_special_tokens=False, verbose=False),
         texts,
         protocol="packed",
         seqlen=256,
@@ -218,7 +218,7 @@ def test_packed_stories_with_begin_tokens_have_the_recorded_perplexity(stories):
     model, tokenizer, texts = stories
     got = perplexity(
         model,
-        lambda _, verbose: {"input_ids": list(itertools.chain(*tokenizer(texts, verbose=verbose)["input_ids"]))},
+        lambda text, **_: {"input_ids": list(itertools.chain(*tokenizer(texts, verbose=False)["input_ids"]))},
         texts,
         protocol="packed",
         seqlen=512,

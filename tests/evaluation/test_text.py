@@ -1,8 +1,11 @@
 """Evaluation texts: data sets of the hub as papers use them, and local files."""
 
+import gzip
 import json
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.evaluation import text as text_module
@@ -54,6 +57,28 @@ def test_other_files_are_read_unchanged(tmp_path):
     assert load_text(str(plain)).documents == ["one\n\ntwo\n"]
     text = load_text(str(lines), field="story")
     assert (text.documents, text.protocol) == (["one"], "documents")
+
+
+def test_rows_are_evaluated_by_documents_whatever_the_name(tmp_path):
+    rows = [{"text": "a b c"}, {"text": "d e f"}]
+    lines = "\n".join(map(json.dumps, rows))
+    for name in ("c.jsonl", "C2.JSONL", "c.ndjson", "c.json", "rows.txt"):
+        (tmp_path / name).write_text(lines)
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+    paths = list(tmp_path.iterdir())
+    assert len(paths) == 8
+    for path in paths:
+        text = load_text(str(path))
+        assert (text.protocol, text.documents) == ("documents", ["a b c", "d e f"]), path
+
+
+@pytest.mark.parametrize("name", ["a.txt", "notes.jsonl.txt", "a.md", "a.txt.gz"])
+def test_texts_are_packed_whatever_the_name(tmp_path, name):
+    data = b"Not rows, but a text.\n"
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert load_text(str(tmp_path / name)).protocol == "packed"
 
 
 def test_an_unknown_name_is_refused():

@@ -71,13 +71,16 @@ def test_flags_that_were_not_given_change_nothing(path):
 
 
 def test_the_calibration_flags():
-    recipe = read_recipe(calibration=Path("a.txt"), nsamples=2, seqlen=8, sampling="documents", text_field="body")
+    recipe = read_recipe(
+        calibration=Path("a.txt"), nsamples=2, seqlen=8, sampling="documents", text_field="body", begin="never"
+    )
     assert recipe.calibration.model_dump() == {
         "text": "a.txt",
         "nsamples": 2,
         "seqlen": 8,
         "seed": None,
         "sampling": "documents",
+        "begin": "never",
         "text_field": "body",
         "statistics": None,
         "propagate": "pruned",

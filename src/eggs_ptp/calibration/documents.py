@@ -3,26 +3,58 @@
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from eggs_ptp.calibration.chat import CHAT_FIELDS, render_chat
 from eggs_ptp.calibration.tokens import Tokenizer
 from eggs_ptp.errors import CalibrationError
 
-_CHAT_FIELDS: Final = ("messages", "conversations")
-_ROLES: Final = {"human": "user", "gpt": "assistant"}  # ShareGPT's names for the roles
+_JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+_PARQUET: Final = b"PAR1"  # what these files begin with
+_GZIP: Final = b"\x1f\x8b"
+
+
+class TextFile(NamedTuple):
+    """The content of a file.
+
+    Attributes:
+        documents: Its documents, in order.
+        has_rows: Whether they are rows of a data set (JSON lines, a JSON list, Parquet), each a document of its own;
+            otherwise the file is one text.
+    """
+
+    documents: list[str]
+    has_rows: bool
 
 
 def read_documents(
     path: str | os.PathLike[str], *, field: str = "text", tokenizer: Tokenizer | None = None
 ) -> list[str]:
-    """Return the documents of a file, in order.
+    """Return the documents of a file, in order; see `read_text_file`.
 
-    The name decides the format. `.jsonl` has one JSON object per line, with its text under `field`, or with a chat
-    under `messages` or `conversations`, which the tokenizer's chat template renders. `.json` has the same, or one list
-    of such objects or of strings. `.parquet` has such rows. Any other file is one document of UTF-8 text. Files whose
-    names end in `.gz` are decompressed.
+    Args:
+        path: The file.
+        field: Field of a row that holds its text.
+        tokenizer: The tokenizer whose chat template renders chats.
+
+    Raises:
+        CalibrationError: See `read_text_file`.
+    """
+    return read_text_file(path, field=field, tokenizer=tokenizer).documents
+
+
+def read_text_file(
+    path: str | os.PathLike[str], *, field: str = "text", tokenizer: Tokenizer | None = None
+) -> TextFile:
+    """Read the documents of a file.
+
+    JSON lines have one object per line, with its text under `field`, or with a chat under `messages` or
+    `conversations`, which the tokenizer's chat template renders. `.json` has the same, or one list of such objects or
+    of strings. `.parquet` has such rows. Any other file is one document of UTF-8 text, unless all of its lines are such
+    objects, whatever its name. Gzipped files are decompressed.
 
     Args:
         path: The file.
@@ -31,25 +63,27 @@ def read_documents(
 
     Raises:
         CalibrationError: The file is missing, unreadable or empty; it is not UTF-8 (byte offset) or not JSON (line); or
-            a document has no such field (line).
+            a row has no such field, or a chat that cannot be rendered (row).
     """
     path = Path(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = next((suffix for suffix in reversed(suffixes) if suffix != ".gz"), "")
-    if suffix == ".parquet":
+    has_rows = True
+    if suffix == ".parquet" or _starts_with(path, _PARQUET):
         rows = _parquet_rows(path)
     else:
         text = _read_text(path)
-        if suffix == ".json" and text.lstrip()[:1] == "[":
+        if suffix in _JSON_SUFFIXES and text.lstrip()[:1] == "[":
             rows = _list_rows(path, text)
-        elif suffix in (".jsonl", ".json"):
+        elif suffix in _JSON_SUFFIXES or _is_json_lines(text, field):
             rows = _line_rows(path, text)
         else:
+            has_rows = False
             rows = iter([(str(path), text)])
     documents = [document_of(location, row, field, tokenizer) for location, row in rows]
     if not any(document.strip() for document in documents):
         raise CalibrationError(f"{path} holds no text; give a file with some")
-    return documents
+    return TextFile(documents, has_rows)
 
 
 def document_of(location: str, row: Any, field: str, tokenizer: Tokenizer | None) -> str:
@@ -68,17 +102,16 @@ def document_of(location: str, row: Any, field: str, tokenizer: Tokenizer | None
         text = row
     elif not isinstance(row, Mapping):
         raise CalibrationError(f"{location}: expected an object with a {field!r} field, got {type(row).__name__}")
-    elif field not in _CHAT_FIELDS and field in row:
-        text = row[field]
     else:
-        chat_field = next((name for name in (field, *_CHAT_FIELDS) if name in row), None)
-        if chat_field is None:
+        chat_field = next((name for name in (field, *CHAT_FIELDS) if row.get(name) is not None), None)
+        if chat_field is None and field not in row:
             existing = ", ".join(map(repr, row)) or "nothing"
             raise CalibrationError(
                 f"{location}: there is no {field!r} field, only {existing}; "
                 "name the field that holds the text (--set calibration.text_field=NAME)"
             )
-        text = _render_chat(f"{location}, {chat_field!r}", row[chat_field], tokenizer)
+        is_text = chat_field is None or (chat_field == field and not _is_chat(field, row[field]))
+        text = row[field] if is_text else render_chat(location, row, str(chat_field), tokenizer)
     if not isinstance(text, str):
         raise CalibrationError(f"{location}: expected text under {field!r}, got {type(text).__name__}")
     try:
@@ -90,39 +123,52 @@ def document_of(location: str, row: Any, field: str, tokenizer: Tokenizer | None
     return text
 
 
-def _render_chat(location: str, chat: Any, tokenizer: Tokenizer | None) -> Any:
-    """Return a chat as text, rendered by the tokenizer's chat template."""
-    if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat) or not chat:
-        raise CalibrationError(f"{location}: expected a list of messages, got {type(chat).__name__}")
-    messages = []
-    for number, turn in enumerate(chat, 1):
-        role = turn.get("role") or turn.get("from")
-        content = turn.get("content") or turn.get("value")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise CalibrationError(
-                f"{location}, message {number}: expected role and content (or from and value) as text"
-            )
-        messages.append({"role": _ROLES.get(role, role), "content": content})
-    template = getattr(tokenizer, "apply_chat_template", None)
-    if template is None:
-        raise CalibrationError(f"{location}: a chat needs a tokenizer with a chat template; give plain text instead")
+def without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a table without the nulls inside of its values.
+
+    Tables have all keys in all rows: a key that only one message has is null in all others.
+    """
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_chat(field: str, value: Any) -> bool:
+    """Return whether a field holds a chat: by its name, or as it holds messages."""
+    return field in CHAT_FIELDS or (isinstance(value, list) and bool(value) and isinstance(value[0], Mapping))
+
+
+def _is_json_lines(text: str, field: str) -> bool:
+    """Return whether every line that is not blank is an object with a text or a chat."""
+    if text.lstrip()[:1] != "{":
+        return False
     try:
-        return template(messages, tokenize=False)
-    except Exception as error:  # templates are programs from the model's folder and may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise CalibrationError(
-            f"{location}: the tokenizer's chat template fails ({reason}); give plain text instead"
-        ) from error
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(row, dict) and any(name in row for name in (field, *CHAT_FIELDS)) for row in rows)
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:  # reported where the file is read
+        return False
 
 
 def _read_text(path: Path) -> str:
-    """Return the text of a file, decompressed if its name ends in `.gz`."""
+    """Return the text of a file, decompressed if it is gzipped."""
     try:
         data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+        data = gzip.decompress(data) if path.suffix.lower() == ".gz" or data.startswith(_GZIP) else data
     except FileNotFoundError:
         raise CalibrationError(f"there is no file {path}; check the name") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CalibrationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not data.strip():
         raise CalibrationError(f"{path} is empty; give a file with text")
@@ -179,7 +225,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", row
+                    yield f"{path}, row {number}", without_nulls(row)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CalibrationError(f"{path} cannot be read as Parquet: {reason}") from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
-from eggs_ptp.calibration.documents import document_of
+from eggs_ptp.calibration.documents import document_of, without_nulls
 from eggs_ptp.calibration.tokens import Tokenizer
 from eggs_ptp.errors import CalibrationError
 
@@ -101,4 +101,5 @@ class _Documents(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return document_of(f"{self._name}, row {index + 1}", self._rows[index], self._field, self._tokenizer)
+        row = without_nulls(self._rows[index])
+        return document_of(f"{self._name}, row {index + 1}", row, self._field, self._tokenizer)

@@ -1,7 +1,7 @@
 """Tokenises documents into one sequence of tokens."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,8 @@ ENCODING_BYTES: Final = 200  # memory that an encoding takes per character
 CHUNK_CHARACTERS: Final = 2**15  # characters that are encoded at once, where that changes no token
 _MAX_CHARACTERS: Final = 2**22  # characters that are encoded at once at most
 _LOOKAHEAD: Final = 2**10  # characters after a cut that are encoded to check that the cut changes no token
+_MOST_BEGIN_TOKENS: Final = 3  # that are looked for at the beginning of a text that may have them itself
+_SAMPLE: Final = "a 0"  # a text that every tokenizer has tokens for
 _CUTS: Final = re.compile(r"\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")  # where most tokenizers split a text
 
 
@@ -27,13 +29,37 @@ class Tokenizer(Protocol):
 def token_ids(text: str, tokenizer: Tokenizer, *, special: bool = True) -> list[int]:
     """Return the token ids of one text.
 
+    A text that has the tokenizer's begin token itself, such as a chat whose template writes it, gets no second one.
+
     Args:
         text: The text.
         tokenizer: The tokenizer.
         special: Whether to include the special tokens that the tokenizer adds by default.
     """
+    ids = _encode(text, tokenizer, special)
+    sizes = range(1, _MOST_BEGIN_TOKENS + 1)
+    if special and any(ids[:size] == ids[size : 2 * size] for size in sizes if len(ids) >= 2 * size):
+        begin = list(begin_tokens(tokenizer))
+        if begin and begin == ids[: len(begin)] == ids[len(begin) : 2 * len(begin)]:
+            return ids[len(begin) :]
+    return ids
+
+
+def begin_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the special tokens that a tokenizer writes before every text by default: one such as `<s>`, or none.
+
+    Args:
+        tokenizer: The tokenizer; that it has a begin token does not mean that it writes it.
+    """
+    ids, plain = _encode(_SAMPLE, tokenizer, True), _encode(_SAMPLE, tokenizer, False)
+    special_tokens = _special_tokens(ids, plain) if plain else None
+    return tuple(special_tokens[0]) if special_tokens else ()
+
+
+def _encode(text: str, tokenizer: Tokenizer, special: bool) -> list[int]:
     # verbose=True would warn of texts longer than the model's context, but they are going to be cut into windows.
-    return list(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+    encoding = tokenizer(text, add_special_tokens=special, verbose=False)
+    return list(encoding["input_ids"] if isinstance(encoding, Mapping) else encoding.input_ids)
 
 
 def tokenise(documents: Iterable[str], tokenizer: Tokenizer) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from eggs_ptp.calibration.documents import read_documents
 from eggs_ptp.calibration.hub import C4, STREAMED_DOCUMENTS, hub_documents, is_hub_name
-from eggs_ptp.calibration.tokens import CHUNK_CHARACTERS, ENCODING_BYTES, Tokenizer, token_ids, tokenise
+from eggs_ptp.calibration.tokens import CHUNK_CHARACTERS, ENCODING_BYTES, Tokenizer, begin_tokens, token_ids, tokenise
 from eggs_ptp.core.seed import generator_for
 from eggs_ptp.errors import CalibrationError
 
@@ -46,6 +47,10 @@ class WindowSettings(Protocol):
         """`packed` or `documents`."""
 
     @property
+    def begin(self) -> str:
+        """`auto`: every window begins with the begin token that the tokenizer writes, if any; or `never`."""
+
+    @property
     def text_field(self) -> str:
         """Field of a data set's row that holds the text."""
 
@@ -61,6 +66,8 @@ class Windows:
         documents: Number of documents of the text.
         text_tokens: Number of tokens that the windows were drawn from: those of the whole text for "packed", those of
             the documents that were tokenised for "documents", those of the file for "given".
+        begin: The begin tokens that every window starts with; empty where windows start in mid-text, and for "given",
+            where the file decides.
     """
 
     tokens: Tensor
@@ -68,6 +75,7 @@ class Windows:
     sampling: str
     documents: int
     text_tokens: int
+    begin: tuple[int, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -84,6 +92,7 @@ class Windows:
             "seqlen": seqlen,
             "documents": self.documents,
             "text_tokens": self.text_tokens,
+            "begin_tokens": list(self.begin),
             "sha256": self.digest,
         }
 
@@ -99,8 +108,12 @@ def calibration_windows(
 ) -> Windows:
     """Draw calibration windows, or read them from a file of token windows.
 
+    With `begin` "auto", the first token of each window is replaced by the begin token that the tokenizer writes before
+    a text, if it writes one: models that were trained with it need it. "never" is the rule of the papers' code.
+
     Args:
-        settings: Which windows to draw. If `text` is a file of token windows, `nsamples` and `seqlen` are ignored.
+        settings: Which windows to draw. If `text` is a file of token windows, `nsamples`, `seqlen` and `begin` are
+            ignored.
         tokenizer: The model's tokenizer; may be None for token windows.
         seqlen: Tokens of each window, unless `settings` says so.
         seed: Seed of the windows.
@@ -122,8 +135,14 @@ def calibration_windows(
         source, documents = _documents(settings, tokenizer, builtin)
         if not documents:
             raise CalibrationError(f"{source} holds no documents; give a text with some")
+        begin = begin_tokens(tokenizer) if settings.begin == "auto" else ()
+        if len(begin) >= length:
+            raise CalibrationError(
+                f"seqlen: expected more than the tokenizer's {len(begin)} begin tokens, got windows of {length}; give "
+                "a larger --seqlen"
+            )
         draw = _draw_from_documents if settings.sampling == "documents" else _draw_packed
-        windows = draw(source, documents, tokenizer, settings.nsamples, length, seed)
+        windows = draw(source, documents, tokenizer, settings.nsamples, length, seed, begin)
     low, high = int(windows.tokens.min()), int(windows.tokens.max())
     if low < 0 or high >= vocab_size:
         raise CalibrationError(
@@ -223,18 +242,31 @@ def _documents(
 
 
 def _draw_packed(
-    source: str, documents: Sequence[str], tokenizer: Tokenizer, nsamples: int, seqlen: int, seed: int
+    source: str,
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    nsamples: int,
+    seqlen: int,
+    seed: int,
+    begin: tuple[int, ...],
 ) -> Windows:
     """Draw windows that begin anywhere in the joined documents."""
     tokens = tokenise(documents, tokenizer)
     _check_length(source, tokens.numel(), seqlen)
     start_count = tokens.numel() - seqlen + 1
     starts = torch.randint(start_count, (nsamples,), generator=generator_for(seed, "calibration"))
-    return Windows(tokens.unfold(0, seqlen, 1)[starts], source, "packed", len(documents), tokens.numel())
+    windows = torch.stack([_window(tokens, start, seqlen, begin) for start in starts.tolist()])
+    return Windows(windows, source, "packed", len(documents), tokens.numel(), begin)
 
 
 def _draw_from_documents(
-    source: str, documents: Sequence[str], tokenizer: Tokenizer, nsamples: int, seqlen: int, seed: int
+    source: str,
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    nsamples: int,
+    seqlen: int,
+    seed: int,
+    begin: tuple[int, ...],
 ) -> Windows:
     """Draw windows inside of documents, by the rule and the random numbers of the code of Wanda and RIA.
 
@@ -243,7 +275,7 @@ def _draw_from_documents(
     """
     generator = random.Random(seed)  # noqa: S311 - the windows of the papers come from this generator
     ids_by_document: dict[int, list[int]] = {}
-    windows: list[list[int]] = []
+    windows: list[Tensor] = []
     long_documents = 0
     while len(windows) < nsamples:
         index = generator.randint(0, len(documents) - 1)
@@ -253,7 +285,7 @@ def _draw_from_documents(
         ids = ids_by_document[index]
         if len(ids) > seqlen:
             start = generator.randint(0, len(ids) - seqlen - 1)
-            windows.append(ids[start : start + seqlen])
+            windows.append(_window(torch.tensor(ids, dtype=torch.int64), start, seqlen, begin))
         elif not long_documents and len(ids_by_document) == len(documents):
             longest = max(map(len, ids_by_document.values()))
             raise CalibrationError(
@@ -261,7 +293,31 @@ def _draw_from_documents(
                 f"longest has {longest}; use sampling packed (--set calibration.sampling=packed) or a smaller --seqlen"
             )
     text_tokens = sum(map(len, ids_by_document.values()))
-    return Windows(torch.tensor(windows, dtype=torch.int64), source, "documents", len(documents), text_tokens)
+    return Windows(torch.stack(windows), source, "documents", len(documents), text_tokens, begin)
+
+
+def _window(tokens: Tensor, start: int, seqlen: int, begin: tuple[int, ...]) -> Tensor:
+    """Return the window that begins at `start`, with begin tokens in place of its first ones.
+
+    Where the text that would follow has begin tokens itself, as a chat whose template writes them, a window nearby is
+    taken, if possible the one that begins with these.
+
+    Args:
+        tokens: The text's tokens, (tokens,).
+        start: Where the window begins.
+        seqlen: Tokens of the window.
+        begin: The begin tokens; empty for a window of nothing but text.
+
+    Returns:
+        (seqlen,).
+    """
+    if not begin:
+        return tokens[start : start + seqlen]
+    size = len(begin)
+    last = len(tokens) - seqlen
+    starts = itertools.chain([start, min(start + size, last)], range(start - 1, -1, -1))
+    start = next((each for each in starts if tokens[each + size : each + 2 * size].tolist() != list(begin)), start)
+    return torch.cat([torch.tensor(begin, dtype=tokens.dtype), tokens[start + size : start + seqlen]])
 
 
 def _read_token_file(path: Path) -> Windows:

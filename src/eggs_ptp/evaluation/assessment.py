@@ -1,7 +1,8 @@
 """Assessment: everything that an evaluation measures of a model, and of the model that it is compared with."""
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from eggs_ptp.errors import CalibrationError, ModelError
+from eggs_ptp.evaluation.begin_rule import BeginRule, RecordedRule, apply_begin_rule
 from eggs_ptp.evaluation.estimate import Difference, difference
 from eggs_ptp.evaluation.evaluation_record import FORMAT, KIND
 from eggs_ptp.evaluation.fidelity import ComparedModel, Fidelity, measure_fidelity
+from eggs_ptp.evaluation.memory import expected_memory
 from eggs_ptp.evaluation.model_under_test import ModelUnderTest
 from eggs_ptp.evaluation.perplexity import Perplexity, Progress, perplexity_of, window_losses
 from eggs_ptp.evaluation.text import EvaluationText
@@ -153,9 +156,11 @@ def assess(
     seqlen: int | None = None,
     stride: int | None = None,
     max_windows: int | None = None,
+    begin: BeginRule = "auto",
     tasks: Mapping[str, Any] | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
+    on_memory: Callable[[int], None] | None = None,
 ) -> Assessment:
     """Measure perplexity and zero-shot accuracy of a model, and compare them with those of a reference.
 
@@ -171,9 +176,13 @@ def assess(
         seqlen: Tokens in a window; default min(2048, the context of both models).
         stride: Tokens between the beginnings of packed windows; default `seqlen`.
         max_windows: Take only this many windows or documents, from the start; default the text's own.
+        begin: Whether packed windows begin with the begin token, see `begin_rule`; "auto" decides by the reference, if
+            there is one.
         tasks: lm-eval's task objects by name, from `harness.load_tasks`.
         limit: Take only this many items of each task, from the start.
         progress: Called as windows and items are measured.
+        on_memory: Called before the first window with the bytes that the process is expected to take at its peak, see
+            `memory.expected_memory`.
 
     Raises:
         CalibrationError: The text is too short, or the record is of other windows or items.
@@ -185,6 +194,7 @@ def assess(
     perplexities: list[Perplexity | None] = [None] * len(models)
     fidelity = None
     if text is not None:
+        _check_vocabularies(models)
         windows = make_windows(
             model_under_test.tokenizer,
             text.documents,
@@ -195,6 +205,9 @@ def assess(
             max_windows=max_windows or text.windows,
             joiner=text.joiner,
         )
+        if on_memory:
+            on_memory(expected_memory([each.model for each in models], windows))
+        windows = _with_begin_rule(windows, models, record, begin)
         losses, fidelity = _measure_losses(models, windows, progress)
         perplexities = [perplexity_of(windows, each, time.perf_counter() - start) for each in losses]
     results = [
@@ -230,6 +243,51 @@ def _shared_context(models: Sequence[ModelUnderTest]) -> int | None:
     return min((int(limit) for limit in limits if limit), default=None)
 
 
+def _check_vocabularies(models: Sequence[ModelUnderTest]) -> None:
+    """Refuse two models with different tokens."""
+    if any(each.tokenizer.get_vocab() != models[0].tokenizer.get_vocab() for each in models[1:]):
+        raise ModelError(
+            f"{models[0].name} and {models[1].name} have different vocabularies, so their losses cannot be "
+            "paired; compare with the model that it was made from"
+        )
+
+
+def _with_begin_rule(
+    windows: EvaluationWindows, models: Sequence[ModelUnderTest], record: Mapping[str, Any] | None, rule: BeginRule
+) -> EvaluationWindows:
+    """Return the windows that begin as the rule says; the last model, the dense one of two, decides.
+
+    Raises:
+        CalibrationError: The record is of other windows, which is known before any is measured.
+    """
+    recorded = Perplexity.from_record(record["perplexity"]) if record and record["perplexity"] else None
+    name = str(record["model"]) if record else ""
+    packed = recorded is not None and recorded.protocol == windows.protocol == "packed"
+    windows = apply_begin_rule(
+        windows,
+        models[0].tokenizer,
+        models[-1].model,
+        rule=rule,
+        recorded=RecordedRule(recorded.begin_tokens, name) if recorded and packed else None,
+        measure=functools.partial(window_losses, models[-1].model),
+    )
+    if recorded and packed and bool(recorded.begin_tokens) != bool(windows.begin):
+        ours, theirs = (
+            "begin with the begin token" if begin else "begin in mid-text"
+            for begin in (windows.begin, recorded.begin_tokens)
+        )
+        raise CalibrationError(
+            f"{name}: expected perplexity on windows that {ours} ({windows.begin_reason}), but its windows {theirs}; "
+            f"evaluate it again, or this model with --begin {'always' if recorded.begin_tokens else 'never'}"
+        )
+    if recorded and recorded.sha256 != windows.digest:
+        raise CalibrationError(
+            f"{name}: expected perplexity on the same windows or items, but it was measured on others; evaluate both "
+            "models with the same options"
+        )
+    return windows
+
+
 def _measure_losses(
     models: Sequence[ModelUnderTest], windows: EvaluationWindows, progress: Progress | None
 ) -> tuple[list[Tensor], Fidelity | None]:
@@ -237,11 +295,6 @@ def _measure_losses(
     if len(models) == 1:
         return [window_losses(models[0].model, windows, progress=progress)], None
     model_under_test, reference = models
-    if model_under_test.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-        raise ModelError(
-            f"{model_under_test.name} and {reference.name} have different vocabularies, so their losses cannot be "
-            "paired; compare with the model that it was made from"
-        )
     result = measure_fidelity(
         ComparedModel(model_under_test.model, model_under_test.permutation),
         ComparedModel(reference.model, reference.permutation),

@@ -10,7 +10,8 @@ from torch.nn.functional import log_softmax
 from eggs_ptp.engine.blocks.run_block import hidden_of
 from eggs_ptp.errors import ModelError
 from eggs_ptp.evaluation.estimate import Estimate, estimate
-from eggs_ptp.evaluation.perplexity import BATCH_TOKENS, LOSS_ROWS, Progress, check_losses, evaluation_mode
+from eggs_ptp.evaluation.logits import LogitChunks, logits_in_chunks
+from eggs_ptp.evaluation.perplexity import BATCH_TOKENS, Progress, check_losses, evaluation_mode
 from eggs_ptp.evaluation.window import IGNORED, Batch, EvaluationWindows, padded_batches
 from eggs_ptp.models.load import family_in
 
@@ -86,11 +87,16 @@ def measure_fidelity(
     with evaluation_mode(compared.model, reference.model):
         for batch in padded_batches(windows, batch_tokens):
             rows = (batch.targets != IGNORED).flatten().nonzero().flatten()
-            logits, hidden = _run(compared, batch)
-            reference_logits, reference_hidden = _run(reference, batch)
+            chunks, hidden = _run(compared, batch, rows)
+            reference_chunks, reference_hidden = _run(reference, batch, rows)
             hidden_errors = _hidden_errors(hidden, reference_hidden, rows)
-            logit_measures = _compare_logits(logits, reference_logits, batch.targets.flatten(), rows)
-            per_row = torch.cat([logit_measures, hidden_errors])
+            targets = batch.targets.flatten()
+            pairs = zip(chunks, reference_chunks, strict=True)
+            logit_measures = [
+                _compare_logits(logits, reference_logits, targets[chunk])
+                for (chunk, logits), (_, reference_logits) in pairs
+            ]
+            per_row = torch.cat([torch.cat(logit_measures, 1), hidden_errors])
             window_of_row = torch.tensor(batch.indices)[rows // batch.ids.shape[1]]
             sums.index_add_(1, window_of_row, per_row.double().cpu())
             done += len(batch.indices)
@@ -120,8 +126,8 @@ def _check_shapes(model: Any, reference: Any) -> None:
             )
 
 
-def _run(compared: ComparedModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-    """Return the logits of all positions, (positions, vocabulary), and each block's output in unpruned order."""
+def _run(compared: ComparedModel, batch: Batch, rows: Tensor) -> tuple[LogitChunks, list[Tensor]]:
+    """Return the logits of some rows in chunks, and each block's output in unpruned order."""
     model = compared.model
     inverse = None if compared.permutation is None else compared.permutation.argsort().to(model.device)
     outputs = []
@@ -133,34 +139,26 @@ def _run(compared: ComparedModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     blocks = model.get_submodule(family_in(model, model.config.name_or_path).blocks)
     hooks = [block.register_forward_hook(keep_output) for block in blocks]
     try:
-        ids = batch.ids.to(model.device)
-        mask = batch.mask.to(model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits.flatten(0, 1), outputs
+        return logits_in_chunks(model, batch, rows), outputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _compare_logits(logits: Tensor, reference_logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+def _compare_logits(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Tensor:
     """Return KL, agreement, and the losses of both models at each row, (4, rows).
 
     Args:
-        logits: Logits of the model, (positions, vocabulary).
+        logits: Logits of the model, (rows, vocabulary).
         reference_logits: Those of the reference.
-        targets: The target of each position.
-        rows: The scored positions.
+        targets: The target of each row.
     """
-    chunks = []
-    for chunk in rows.split(LOSS_ROWS):
-        positions = chunk.to(logits.device)
-        log_q = log_softmax(logits[positions].float(), -1)
-        log_p = log_softmax(reference_logits[positions].float(), -1)
-        target = targets[chunk].to(positions.device)[:, None]
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)  # only rounding makes it negative
-        same = (log_q.argmax(-1) == log_p.argmax(-1)).float()
-        chunks.append(torch.stack([kl, same, -log_q.gather(1, target)[:, 0], -log_p.gather(1, target)[:, 0]]))
-    return torch.cat(chunks, 1)
+    log_q = log_softmax(logits.float(), -1)
+    log_p = log_softmax(reference_logits.to(logits.device).float(), -1)
+    target = targets.to(logits.device)[:, None]
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)  # only rounding makes it negative
+    same = (log_q.argmax(-1) == log_p.argmax(-1)).float()
+    return torch.stack([kl, same, -log_q.gather(1, target)[:, 0], -log_p.gather(1, target)[:, 0]])
 
 
 def _hidden_errors(hidden: list[Tensor], reference_hidden: list[Tensor], rows: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Perplexity, on packed windows as in the literature, or document by document."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from eggs_ptp.errors import NumericsError
+from eggs_ptp.evaluation.begin_rule import BeginRule, apply_begin_rule
 from eggs_ptp.evaluation.estimate import estimate
+from eggs_ptp.evaluation.logits import logits_in_chunks
 from eggs_ptp.evaluation.window import IGNORED, Batch, EvaluationWindows, make_windows, padded_batches
 from eggs_ptp.evaluation.window import Protocol as Protocol
 
@@ -21,7 +24,6 @@ Progress = Callable[[int, int], None]
 """Called with the number of windows or items done, and of all."""
 
 BATCH_TOKENS = 4096
-LOSS_ROWS = 512  # positions whose logits are in float32 at once: 0.26 GB for a vocabulary of 128 000
 _MAX_LOG_PERPLEXITY = 700  # exp overflows float64 soon after
 
 
@@ -44,6 +46,9 @@ class Perplexity:
         sha256: SHA-256 of the windows.
         losses: Sum over the targets of each window, nats.
         targets: Number of targets in each window.
+        begin_tokens: The begin tokens that every packed window starts with, see `begin_rule`; empty where windows start
+            in mid-text as the papers' do, and for documents.
+        begin_reason: Why packed windows begin as they do.
     """
 
     value: float
@@ -60,6 +65,8 @@ class Perplexity:
     sha256: str = ""
     losses: tuple[float, ...] = ()
     targets: tuple[int, ...] = ()
+    begin_tokens: tuple[int, ...] = ()
+    begin_reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data without the values of each window, for records of many runs."""
@@ -67,12 +74,17 @@ class Perplexity:
 
     def to_record(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        return {**dataclasses.asdict(self), "losses": list(self.losses), "targets": list(self.targets)}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Perplexity":
         """Rebuild a perplexity from its `to_record`."""
-        return cls(**{**record, "losses": tuple(record["losses"]), "targets": tuple(record["targets"])})
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        return cls(**values)
 
 
 def perplexity(
@@ -85,6 +97,7 @@ def perplexity(
     stride: int | None = None,
     max_windows: int | None = None,
     joiner: str = "\n\n",
+    begin: BeginRule = "auto",
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Perplexity:
@@ -93,7 +106,7 @@ def perplexity(
     "packed": the documents are joined by `joiner`, tokenised once with the tokenizer's defaults, and cut into
     floor(tokens / seqlen) windows without overlap; the tail is dropped. A window of L tokens has L - 1 targets. A
     `stride` below `seqlen` makes windows overlap, and each scores the targets that no earlier one has; see
-    `window.make_windows`.
+    `window.make_windows`. Windows begin in mid-text, except for models that this breaks; see `begin_rule`.
 
     "documents": begin token, text and end token (those that the tokenizer has) of each document, cut at `seqlen`;
     every token but the first is a target, and all targets weigh the same.
@@ -109,6 +122,7 @@ def perplexity(
         stride: Tokens between the beginnings of packed windows; default `seqlen`.
         max_windows: Take only this many windows or documents, from the start.
         joiner: Joins the documents of "packed"; by default a blank line.
+        begin: Whether packed windows begin with the begin token: "auto", "always" or "never".
         batch_tokens: Most tokens in a forward pass.
         progress: Called after each forward pass.
 
@@ -129,6 +143,8 @@ def perplexity(
         max_windows=max_windows,
         joiner=joiner,
     )
+    measure = functools.partial(window_losses, model, batch_tokens=batch_tokens)
+    windows = apply_begin_rule(windows, tokenizer, model, rule=begin, measure=measure)
     losses = window_losses(model, windows, batch_tokens=batch_tokens, progress=progress)
     return perplexity_of(windows, losses, time.perf_counter() - start)
 
@@ -159,6 +175,8 @@ def perplexity_of(windows: EvaluationWindows, losses: Tensor, seconds: float) ->
         sha256=windows.digest,
         losses=tuple(window_sums),
         targets=tuple(targets),
+        begin_tokens=windows.begin,
+        begin_reason=windows.begin_reason,
     )
 
 
@@ -225,10 +243,11 @@ def check_losses(losses: Tensor, model_name: str = "") -> None:
 
 
 def _batch_losses(model: Any, batch: Batch) -> Tensor:
-    """Return the loss of each window of a batch; at most LOSS_ROWS rows of logits are in float32 at once."""
-    device = model.device
-    logits = model(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device), use_cache=False).logits
-    targets = batch.targets.to(logits.device).flatten()
-    chunks = zip(logits.flatten(0, 1).split(LOSS_ROWS), targets.split(LOSS_ROWS), strict=True)
-    losses = [cross_entropy(x.float(), y, reduction="none", ignore_index=IGNORED) for x, y in chunks]
-    return torch.cat(losses).view(batch.ids.shape).sum(1, dtype=torch.float64).cpu()
+    """Return the loss of each window of a batch; only some rows of logits are in memory at once."""
+    targets = batch.targets.flatten()
+    losses = torch.zeros(targets.shape, dtype=torch.float64)
+    rows = (targets != IGNORED).nonzero().flatten()
+    for chunk, logits in logits_in_chunks(model, batch, rows):
+        chunk_targets = targets[chunk].to(logits.device)
+        losses[chunk] = cross_entropy(logits.float(), chunk_targets, reduction="none").double().cpu()
+    return losses.view(batch.ids.shape).sum(1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eggs_ptp.calibration.documents import read_documents
+from eggs_ptp.calibration.documents import read_text_file
 from eggs_ptp.calibration.hub import C4, hub_documents
 from eggs_ptp.calibration.tokens import Tokenizer
 from eggs_ptp.errors import CalibrationError
@@ -43,7 +43,8 @@ def load_text(name: str | None, *, field: str = "text", tokenizer: Tokenizer | N
 
     `wikitext2` is the raw test split of WikiText-2, its rows joined by blank lines; a local copy called wiki.test.raw
     or similar is read as the same rows. `c4` is the first 1100 documents of the first validation file, joined by
-    spaces, of which 256 windows are scored.
+    spaces, of which 256 windows are scored. Any other file of rows (JSON lines, a JSON list, Parquet) is evaluated
+    document by document by default, whatever its name.
 
     Args:
         name: "wikitext2" (also None), "c4", or the path of a file.
@@ -68,9 +69,13 @@ def load_text(name: str | None, *, field: str = "text", tokenizer: Tokenizer | N
         raise CalibrationError(
             f"there is no file {name}; give a file, or one of the texts from the hub: {', '.join(TEXT_NAMES)}"
         )
-    documents = read_documents(path, field=field, tokenizer=tokenizer)
+    documents, has_rows = read_text_file(path, field=field, tokenizer=tokenizer)
     if _WIKITEXT_FILE.fullmatch(path.name):
         lines = documents[0].removesuffix("\n").split("\n")
         rows = [f"{line}\n" if line.strip() else "" for line in lines]
         return EvaluationText(f"{name}, {len(rows)} rows", rows)
-    return EvaluationText(name, documents, protocol="documents" if name.endswith(".jsonl") else "packed")
+    return EvaluationText(name, documents, protocol="documents" if has_rows else "packed")
+
+
+find_text = load_text
+"""Former name of `load_text`."""

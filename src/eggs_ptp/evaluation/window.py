@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from eggs_ptp.calibration.tokens import begin_tokens, token_ids
 from eggs_ptp.calibration.windows import consecutive_windows
 from eggs_ptp.errors import CalibrationError
 
@@ -29,6 +30,9 @@ class EvaluationWindows:
         stride: Tokens between the beginnings of packed windows; None for documents.
         text_tokens: Tokens of the whole text; for documents, of all that were read, with begin and end tokens.
         truncated: Documents cut at `seqlen`.
+        begin: The begin tokens that every packed window starts with, see `begin_rule`; empty where windows start in
+            mid-text, and for documents, which always have the begin token.
+        begin_reason: Why packed windows begin as they do; empty where the tokenizer writes no begin token.
     """
 
     sequences: Sequence[Tensor]
@@ -38,6 +42,8 @@ class EvaluationWindows:
     stride: int | None
     text_tokens: int
     truncated: int
+    begin: tuple[int, ...] = ()
+    begin_reason: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -84,8 +90,8 @@ def make_windows(
     scores L - 1 targets. With a smaller stride, each window but the first scores only its last `stride` targets, those
     that no earlier window has scored, each with at least L - stride tokens of context.
 
-    "documents": begin token, text and end token (those that the tokenizer has) of each document are a window, cut at
-    L tokens.
+    "documents": begin token, text and end token (those that the tokenizer has, unless the text has them itself, as a
+    chat may) of each document are a window, cut at L tokens.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -113,7 +119,7 @@ def make_windows(
         truncated = sum(len(document) > length for document in tokenised)
         text_tokens = sum(map(len, tokenised))
         return EvaluationWindows(sequences, scored, protocol, length, None, text_tokens, truncated)
-    tokens = torch.tensor(tokenizer(joiner.join(documents), verbose=False)["input_ids"], dtype=torch.long)
+    tokens = torch.tensor(token_ids(joiner.join(documents), tokenizer), dtype=torch.long)
     windows = consecutive_windows(tokens, length, max_windows, "the evaluation text")
     step = stride or length
     if step < length:
@@ -121,6 +127,10 @@ def make_windows(
     scored = torch.full((len(windows),), min(step, length - 1))
     scored[0] = length - 1
     return EvaluationWindows(list(windows), scored, protocol, length, step, tokens.numel(), 0)
+
+
+cut = make_windows
+"""Former name of `make_windows`."""
 
 
 def padded_batches(windows: EvaluationWindows, batch_tokens: int) -> Iterator[Batch]:
@@ -180,12 +190,23 @@ def _window_length(context: int | None, seqlen: int | None) -> int:
 
 def _tokenise_documents(tokenizer: Any, documents: Sequence[str]) -> list[Tensor]:
     """Return begin token, text and end token of each document; documents with nothing to predict are dropped."""
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    begin = list(begin_tokens(tokenizer)) or ([] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id])
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"] if documents else []
-    tokenised = [torch.tensor([*begin, *ids, *end], dtype=torch.long) for ids in texts if len(begin) + len(ids) > 1]
+    tokenised = []
+    for document, ids in zip(documents, texts, strict=True):
+        text = ids[len(begin) :] if ids[: len(begin)] == begin else ids
+        if len(begin) + len(text) > 1:
+            ends = _ends(tokenizer, document, ids)
+            tokenised.append(torch.tensor([*begin, *text, *([] if ends else end)], dtype=torch.long))
     if not tokenised:
         raise CalibrationError(
             f"no document with a token to predict among the {len(documents)} documents; give more text"
         )
     return tokenised
+
+
+def _ends(tokenizer: Any, document: str, ids: Sequence[int]) -> bool:
+    """Return whether a text has the end token itself, as a chat has; white space may follow it."""
+    end = getattr(tokenizer, "eos_token", None)
+    return ids[-1:] == [tokenizer.eos_token_id] or bool(end and document.rstrip().endswith(end))

@@ -14,6 +14,7 @@ _REFUSED: Final = "refused"
 # What other pruning tools, and this project's flags, call the keys of a recipe.
 _OTHER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "begin": "calibration.begin",
         "corpus": "calibration.text",
         "dataset": "calibration.text",
         "ignore": "exclude",

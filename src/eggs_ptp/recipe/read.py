@@ -23,6 +23,7 @@ _FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         "nsamples": "calibration.nsamples",
         "seqlen": "calibration.seqlen",
         "sampling": "calibration.sampling",
+        "begin": "calibration.begin",
         "text_field": "calibration.text_field",
     }
 )
@@ -39,7 +40,7 @@ def read_recipe(
             string.
         foreign: Top-level keys of the file that belong to something else and are ignored.
         **flags: Values by the names of the recipe's keys; None leaves a key alone. `calibration` is the key `text` of
-            `[calibration]`; `nsamples`, `seqlen`, `sampling` and `text_field` are keys of the same table.
+            `[calibration]`; `nsamples`, `seqlen`, `sampling`, `begin` and `text_field` are keys of the same table.
 
     Raises:
         RecipeError: The file cannot be read or is not TOML (file, line, column); a key is unknown (file, line, nearest

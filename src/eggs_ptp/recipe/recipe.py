@@ -118,6 +118,8 @@ class CalibrationSpec(_Table):
         seed: Seed of the windows; None is the recipe's.
         sampling: "packed" draws windows from all documents joined; "documents" draws each from inside one document that
             is longer than a window, as the code of Wanda and RIA does.
+        begin: "auto" begins every window with the begin token that the tokenizer writes before a text, if it writes
+            one, followed by `seqlen` - 1 tokens of text; "never" has windows begin in mid-text, as the papers' code.
         text_field: Field of a row of a data set, or of a JSON line, that holds the text.
         statistics: "block" collects all statistics of a block before any of its matrices is pruned; "group" collects
             them again before each group of matrices that share an input activation. None is "group" where a step
@@ -140,6 +142,7 @@ class CalibrationSpec(_Table):
     seqlen: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     sampling: Literal["packed", "documents"] = "packed"
+    begin: Literal["auto", "never"] = "auto"
     text_field: Annotated[str, Field(min_length=1)] = "text"
     statistics: Literal["block", "group"] | None = None
     propagate: Literal["pruned", "dense"] = "pruned"
