@@ -8,7 +8,7 @@ FAST := bench benchmarks calibration core correct method permute project recipe 
 
 .PHONY: demo test fast slow lint docs bench compat clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.demo
 	$(BIN)/eggs demo
 
 test: lint
@@ -39,12 +39,19 @@ compat:
 	$(PYTHON) compat/check.py --record docs/results/compatibility.json
 	$(BIN)/python tools/docs/make_pages.py
 
+# What the demo needs: no tools of development, and of the extras only the processor's kernels.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cpu]' -c constraints.txt
+	touch $@
+
 # constraints.txt pins what the project is tested with; pyproject.toml keeps the ranges that users may have.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
-	touch $@
+	touch $(VENV)/.demo $@
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt

@@ -250,7 +250,7 @@ def draw_windows(model: Model, nsamples: int, seed: int, scratch: Path) -> tuple
     from eggs_ptp.recipe.recipe import CalibrationSpec
 
     windows = calibration_windows(
-        CalibrationSpec(text=model.calibration, nsamples=nsamples),
+        CalibrationSpec(text=model.calibration, nsamples=nsamples, begin="never"),  # as other tools draw them
         load_tokenizer(model.folder),
         seqlen=model.seqlen,
         seed=seed,
@@ -266,7 +266,8 @@ def perplexity(folder: Path, model: Model) -> Any:
     """Evaluate a folder on the model's evaluation text."""
     from eggs_ptp import evaluate
 
-    return evaluate(folder, str(model.text), protocol="packed", seqlen=model.seqlen, max_windows=model.limit)
+    windows = {"protocol": "packed", "seqlen": model.seqlen, "max_windows": model.limit}
+    return evaluate(folder, str(model.text), begin="never", **windows)  # one rule for all rows
 
 
 class Job:

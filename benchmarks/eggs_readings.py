@@ -83,6 +83,7 @@ def main() -> None:
                     nsamples=arguments.nsamples,
                     seqlen=arguments.seqlen,
                     seed=seed,
+                    begin="never",  # as the papers' code
                     permutation="gather",  # as in the paper: a permutation for each input activation
                     **settings,
                 )

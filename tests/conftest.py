@@ -1,11 +1,13 @@
 """Fixtures that many rooms share."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers; tables follow it
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels are interpreted, on tensors of the CPU
 
 from hypothesis import settings
-from tiny import tiny_model
+from tiny import byte_tokenizer, tiny_model
+from tokenizers.processors import TemplateProcessing
 
 # The same examples every time: what random ones find belongs into a test of its own.
 settings.register_profile("repeatable", derandomize=True)
@@ -35,6 +38,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             made[key] = tiny_model(tmp_path_factory.mktemp(model_type) / "model", model_type, **changes)
         return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_with_begin(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_with_begin("gemma3")`: a copy of such a model whose tokenizer writes the begin token before every text."""
+    made: dict[Path, Path] = {}
+
+    def folder(model_type: str = "llama", **changes: object) -> Path:
+        source = tiny(model_type, **changes)
+        if source not in made:
+            copy = tmp_path_factory.mktemp("begin") / source.parent.name
+            shutil.copytree(source, copy)
+            tokenizer = byte_tokenizer()
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+            )
+            tokenizer.save_pretrained(copy)
+            made[source] = copy
+        return made[source]
 
     return folder
 

@@ -1,5 +1,6 @@
 """The verbs in Python."""
 
+import inspect
 import json
 import re
 import shutil
@@ -126,7 +127,6 @@ def test_runs_may_share_what_does_not_depend_on_the_method(tiny, settings, tmp_p
     [
         ({"model": "nowhere"}, ModelError, "nowhere: no such folder"),
         ({"method": "wnda"}, RecipeError, "did you mean 'wanda'"),
-        ({"patern": "2:4"}, RecipeError, "did you mean 'pattern'"),
         ({"steps": {"score": {"beta": 1}}}, RecipeError, "steps.score.beta"),
         ({"pattern": "4:2"}, RecipeError, "pattern 4:2 keeps 4 of 2"),
         ({"method": "eggs", "pattern": "0.5"}, PatternError, "needs an N:M pattern such as 2:4, not 0.5"),
@@ -143,9 +143,9 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     tiny, settings, tmp_path, monkeypatch, changes, error, message
 ):
     monkeypatch.chdir(tmp_path)
-    asked = {"model": str(tiny()), **settings, **changes}
+    arguments = {"model": str(tiny()), **settings, **changes}
     with pytest.raises(error, match=re.escape(message)) as caught:
-        api.prune(output=tmp_path / "new" / "out", **asked)
+        api.prune(output=tmp_path / "new" / "out", **arguments)
     assert isinstance(caught.value, EggsError)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -198,8 +198,8 @@ def test_pruning_changes_the_perplexity(tiny, text_file, tmp_path):
 
 def test_the_built_in_text_belongs_to_the_demo_and_what_was_made_from_it(tiny, tmp_path, monkeypatch):
     folder = tiny()
-    monkeypatch.setattr(api, "model_folder", lambda: folder)
-    monkeypatch.setattr(api, "builtin_documents", lambda split: [f"the text for {split} " * 100])
+    monkeypatch.setattr(api.inputs, "model_folder", lambda: folder)
+    monkeypatch.setattr(api.inputs, "builtin_documents", lambda split: [f"the text for {split} " * 100])
     assert api.find("demo") == folder
     record = api.prune("demo", tmp_path / "out", method="wanda", nsamples=2, seqlen=32)
     assert record.source["model"] == "demo"
@@ -250,10 +250,58 @@ def test_what_is_taken_over_must_be_finite(tiny, tmp_path, name):
 def test_a_text_that_cannot_be_there_is_refused_before_the_model_is_built(tiny, tmp_path, monkeypatch, text):
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "load_skeleton", lambda *_, **__: pytest.fail("the model was built"))
+    monkeypatch.setattr(api.pruning, "load_skeleton", lambda *_, **__: pytest.fail("the model was built"))
     for verb in (
         lambda **given: api.plan(str(tiny()), **given),
         lambda **given: api.prune(str(tiny()), "out", **given),
     ):
         with pytest.raises(CalibrationError, match=r"^calibration\.text: "):
             verb(method="wanda", calibration=text)
+
+
+@pytest.mark.parametrize("verb", [api.prune, api.plan, api.evaluate, api.assess, api.load, api.verify, eggs_ptp.pack])
+def test_signatures_spell_out_every_parameter(verb):
+    kinds = {parameter.kind for parameter in inspect.signature(verb).parameters.values()}
+    assert not kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+    described = inspect.getdoc(verb).partition("Args:")[2]
+    for name in inspect.signature(verb).parameters:
+        assert f"\n    {name}: " in described, name
+
+
+@pytest.mark.parametrize("verb", [api.prune, api.plan])
+def test_the_keys_of_a_recipe_are_parameters(verb):
+    assert set(Recipe.model_fields) <= set(inspect.signature(verb).parameters)
+
+
+@pytest.mark.parametrize("memory", ["8GiB", "8192 MiB", 8 << 30])
+def test_memory_is_a_size_as_on_the_command_line(tiny, settings, memory):
+    plan = api.plan(str(tiny()), memory=memory, **settings)
+    assert 6 << 30 < plan.budget.allowance < 8 << 30
+
+
+@pytest.mark.parametrize("memory", ["much", "-3GiB", 0])
+def test_a_memory_limit_that_is_no_size_is_refused(tiny, settings, memory):
+    with pytest.raises(RecipeError, match="expected a size such as 8GiB or 800MB, got "):
+        api.plan(str(tiny()), memory=memory, **settings)
+
+
+def test_an_unknown_setting_is_refused_by_name(tiny):
+    with pytest.raises(TypeError, match="patern"):
+        api.plan(str(tiny()), patern="2:4")
+
+
+def test_calibration_windows_begin_with_the_begin_token_that_the_tokenizer_writes(
+    tiny_with_begin, tiny, settings, tmp_path
+):
+    model = str(tiny_with_begin())
+    runs = {begin: api.prune(model, tmp_path / begin, begin=begin, **settings) for begin in ("auto", "never")}
+    assert {begin: run.calibration["begin_tokens"] for begin, run in runs.items()} == {"auto": [256], "never": []}
+    stored = json.loads((tmp_path / "never" / "eggs.json").read_text())
+    assert (stored["recipe"]["calibration"]["begin"], stored["calibration"]["begin_tokens"]) == ("never", [])
+    assert runs["auto"].calibration["sha256"] != runs["never"].calibration["sha256"]
+    plain = [
+        api.prune(str(tiny()), tmp_path / f"plain-{begin}", begin=begin, **settings) for begin in ("auto", "never")
+    ]
+    assert plain[0].calibration == plain[1].calibration
+    weights = [(tmp_path / f"plain-{begin}" / "model.safetensors").read_bytes() for begin in ("auto", "never")]
+    assert weights[0] == weights[1]

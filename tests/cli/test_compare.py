@@ -20,6 +20,10 @@ def test_a_table_with_mean_deviation_and_difference_to_dense(compare):
     ran = compare("--methods", "magnitude,ria,eggs", "--patterns", "0.5,2:4", "--seeds", 2)
     assert ran.code == 0
     words = [line.split() for line in ran.out.splitlines()]
+    assert "too little text: 2 windows, 254 tokens" in ran.out
+    assert "× best (95 %)" in ran.out
+    best = [line for line in words if line[-3:-2] == ["best"]]
+    assert len(best) == 2  # one of each column
     assert words[1] == ["method", "0.5", "2:4"]
     assert [line[0] for line in words[3:7]] == ["dense", "magnitude", "ria", "eggs"]
     assert words[3][1] == words[3][2]
@@ -29,8 +33,10 @@ def test_a_table_with_mean_deviation_and_difference_to_dense(compare):
     assert "2 windows, 254 tokens" in ran.out
     assert ran.out.splitlines()[-1].startswith("- eggs at 0.5: ")
     lines = ran.err.splitlines()
-    assert len(lines) == 1 + 2 + 2 * 3
-    assert lines[0].startswith("compare: 0/8 dense: ")
+    assert len(lines) == 2 + 1 + 2 + 2 * 3
+    assert lines[0].startswith("compare: 8 runs: pruning takes about ")
+    assert lines[1].startswith("compare: 8 runs: about ")
+    assert lines[2].startswith("compare: 0/8 dense: ")
     assert lines[-1].startswith("compare: 8/8 eggs at 2:4, seed 1: ")
 
 
@@ -50,6 +56,11 @@ def test_as_json_is_one_document(compare):
     assert wanda["difference"] == pytest.approx(wanda["perplexity"] - ran.json["dense"]["perplexity"])
     assert "needs an N:M pattern" in ran.json["table"][2]["remark"]
     assert {record["seed"] for record in ran.json["records"]} == {0, 1}
+    assert {record["model"] for record in [ran.json["dense"], *ran.json["records"]]} == {ran.json["model"]}
+    assert all(entry["processor_seconds"] > 0 for entry in ran.json["table"] if entry["seeds"])
+    assert all(entry["peak_memory_bytes"] > 0 for entry in ran.json["table"] if entry["seeds"])
+    assert wanda["ratio_to_best"] is None  # it is the best of its column
+    assert wanda["ratio_to_dense"]["pairs"] == 2
     assert ran.json["command"].startswith("eggs compare ")
     assert ran.json["command"].endswith(" --methods wanda,eggs --patterns 0.5,2:4 --seeds 2 --json")
 
@@ -112,7 +123,10 @@ def test_a_run_that_fails_is_exit_code_2_after_the_table(compare, tmp_path):
     assert [bool(entry["remark"]) for entry in failed.json["table"]] == [False, True]
     again = compare("--methods", "magnitude", "--patterns", "2:4", "-o", tmp_path / "records")
     assert again.code == 0
-    assert all(line.endswith("as recorded") for line in again.err.splitlines())
+    first, second, *others = again.err.splitlines()
+    assert first.startswith("compare: 0 runs (1 more are recorded): ")
+    assert second.startswith("compare: 0 runs (1 more are recorded): about 0 seconds")
+    assert all("as recorded" in line for line in others)
 
 
 def test_an_interruption_leaves_the_records(compare, monkeypatch, tmp_path):
@@ -160,8 +174,8 @@ def test_impossible_comparisons_are_one_line_before_any_model_is_read(compare, m
 
 def test_the_demo_is_calibrated_on_its_own_text(eggs, tiny, monkeypatch):
     folder = tiny()
-    monkeypatch.setattr(api, "model_folder", lambda: folder)
-    monkeypatch.setattr(api, "builtin_documents", lambda split: [f"the text for {split} " * 100])
+    monkeypatch.setattr(api.inputs, "model_folder", lambda: folder)
+    monkeypatch.setattr(api.inputs, "builtin_documents", lambda split: [f"the text for {split} " * 100])
     ran = eggs("compare", "demo", "--recipe", "table-8", "--nsamples", 2, "--seqlen", 32, "--json")
     assert ran.code == 0
     assert {record["calibration"]["source"] for record in ran.json["records"]} == {"the built-in text"}

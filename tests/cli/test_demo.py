@@ -23,7 +23,8 @@ def pruned(monkeypatch):
         matrices = [] if blocks is None else [{"B": 3}, {"B": 4}] if blocks == "auto" else [{"B": blocks}]
         return SimpleNamespace(seconds=1.5, peak_memory_bytes=4e8, matrices=matrices)
 
-    def evaluate(model):
+    def evaluate(model, begin):
+        assert begin == "never"
         value = 30.0 if model == "demo" else 50.0 + len(calls)
         return Perplexity(value, "packed", 512, 116, 59276, 0, 3.4, 0.01, 1.0)
 

@@ -31,7 +31,8 @@ def test_spectra_and_retained_shares(eggs, pruned, tiny):
     assert (ran.code, ran.err) == (0, "")
     notes = (*tables.SPECTRUM_NOTES, *tables.AGAINST_NOTES)
     assert [f"\n{name}: " in ran.out for name, _ in notes] == [True] * 7
-    last = ran.out.splitlines()[-2:]
+    last = ran.out.splitlines()[-3:]
+    assert last[2].startswith("peak memory ")
     assert last[0].startswith("retained: 0.")
     assert last[1].startswith("highest sigma2: 0.")
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from eggs_ptp.errors import CalibrationError
+from eggs_ptp.evaluation.verdict import format_ratio, level_of
 
 
 def test_packed_text(eggs, tiny, text_file):
@@ -55,7 +56,7 @@ def test_against_another_model(eggs, tiny, text_file, tmp_path):
         assert words in ran.out
     stored = json.loads(record.read_text())
     printed = eggs("evaluate", tiny(), "--against", tiny(seed=1), *options, "--json").json
-    timed = ("seconds", "perplexity", "reference")
+    timed = ("seconds", "perplexity", "reference", "peak_memory_bytes", "baseline_memory_bytes")
     assert {key: stored[key] for key in stored if key not in timed} == {
         key: printed[key] for key in stored if key not in timed
     }
@@ -65,6 +66,30 @@ def test_against_another_model(eggs, tiny, text_file, tmp_path):
     assert "x 1.0000" not in paired.out
     assert "KL, nats" not in paired.out
     assert "expected perplexity on the same" in eggs("evaluate", tiny(), *options[:-1], 4, "--against", record).error
+
+
+def test_a_pruned_model_gets_a_verdict_first(eggs, tiny, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ("--method", "wanda", "--calibration", text_file, "--nsamples", 4, "--seqlen", 64, "-o", tmp_path / "out")
+    eggs("prune", tiny(), *command)
+    options = ("--against", tiny(), "--text", text_file, "--seqlen", 64, "--max-windows", 5)
+    ran = eggs("evaluate", tmp_path / "out", *options)
+    lines = ran.out.splitlines()
+    ratio = eggs("evaluate", tmp_path / "out", *options, "--json").json["paired"]["perplexity_ratio"]["value"]
+    assert lines[0].startswith(f"Verdict: {format_ratio(ratio)} times dense: {level_of(ratio).words}")
+    assert any(line.startswith("too little text: 5 windows, 315 tokens") for line in lines)
+    assert max(len(line) for line in lines if " ± SE" in line or line.startswith(" perplexity")) <= 80
+    assert "Verdict" not in eggs("evaluate", tmp_path / "out", *options[2:]).out
+
+
+def test_hidden_states_of_every_block_are_shown_with_full(eggs, tiny, text_file):
+    options = ("--against", tiny(seed=1), "--text", text_file, "--seqlen", 64, "--max-windows", 5)
+    brief = [line for line in eggs("evaluate", tiny(), *options).out.splitlines() if "after block" in line]
+    full = [line for line in eggs("evaluate", tiny(), *options, "--full").out.splitlines() if "after block" in line]
+    assert "(last)" in brief[-1]
+    assert len(brief) <= 2
+    assert len(full) == 2
+    assert not any("(" in line for line in full)
 
 
 def test_a_model_does_not_differ_from_itself(eggs, tiny, text_file):
@@ -111,3 +136,26 @@ def test_errors_name_what_tasks_miss(eggs, tiny, questions, monkeypatch):
         assert "there is no local task sums_local" in eggs(*options, "sums_local").error
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install lm-eval" in eggs(*options, "boolq").error
+
+
+def test_a_model_that_needs_begin_tokens_gets_them_and_says_so(eggs, tiny_with_begin, text_file, tmp_path):
+    model = tiny_with_begin("gemma2")
+    options = ("--text", text_file, "--seqlen", 64, "--max-windows", 5)
+    why = "without overlap; every window begins with the begin token: gemma2 models are broken without it; 315 of "
+    assert why in " ".join(eggs("evaluate", model, *options).out.split())
+    never = eggs("evaluate", model, *options, "--begin", "never")
+    assert "begin token" not in never.out
+    record = tmp_path / "dense.json"
+    stored = eggs("evaluate", model, *options, "--begin", "never", "--record", record, "--json").json
+    assert stored["perplexity"]["begin_tokens"] == []
+    refused = eggs("evaluate", model, *options, "--against", record)
+    assert "expected perplexity on windows that begin with the begin token" in refused.error
+    assert "--begin never" in refused.error
+    assert eggs("evaluate", model, *options, "--against", record, "--begin", "never").code == 0
+
+
+def test_begin_tokens_change_nothing_for_a_tokenizer_that_writes_none(eggs, tiny, text_file):
+    options = ("--text", text_file, "--seqlen", 64, "--max-windows", 5, "--json")
+    auto, never = (eggs("evaluate", tiny("gemma2"), *options, "--begin", begin).json for begin in ("auto", "never"))
+    assert auto["perplexity"]["losses"] == never["perplexity"]["losses"]
+    assert auto["perplexity"]["begin_tokens"] == []

@@ -81,7 +81,7 @@ def test_the_old_name_of_an_option_is_an_alias_with_a_warning():
 
 @pytest.mark.parametrize(("text", "count"), [("8GiB", 8 * 2**30), ("800MB", 800_000_000), (None, None)])
 def test_memory_is_a_size(text, count):
-    assert flags.parse_memory(text) == count
+    assert flags.RunFlags(memory=text).arguments()["memory"] == count
 
 
 def test_a_memory_limit_that_is_not_a_size_is_refused():

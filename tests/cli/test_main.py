@@ -37,13 +37,16 @@ def test_the_verbs():
 
 
 def test_help_is_fast_and_imports_nothing_large():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = child("import sys; from eggs_ptp.cli.main import main; sys.exit(main(['--help']))")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.returncode == 0
-    assert all(f" {verb} " in result.stdout for verb in VERBS)
-    # CPU time, which does not depend on the load of the machine.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = child("import sys; from eggs_ptp.cli.main import main; sys.exit(main(['--help']))")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert result.returncode == 0
+        assert all(f" {verb} " in result.stdout for verb in VERBS)
+    # The least processor time of three: load does not count, but shared cores and caches lengthen single runs.
+    assert min(seconds) < 1.0
     result = child(
         "import sys; from eggs_ptp.cli.main import main\n"
         f"for verb in {VERBS}: assert main([verb, '--help']) == 0\n"

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -6,11 +8,12 @@ def test_shows_what_happens_to_every_matrix(eggs, tiny, text_file):
     ran = eggs("plan", tiny(), "--calibration", text_file, "--nsamples", 4, "--exclude", "*.1.mlp.down_proj")
     assert ran.code == 0
     words = " ".join(ran.out.split())
-    assert "model.layers.0-1.self_attn.q_proj 2 32 x 32 attention_in 2:4 eggs+ cross, gram, input_norm, tokens" in words
-    assert "model.layers.1.mlp.down_proj 1 32 x 64 mlp not pruned: excluded by '*.1.mlp.down_proj'" in words
+    assert "0-1.self_attn.q_proj 2 32 x 32 attention_in 2:4 eggs+ cross, gram, input_norm, tokens" in words
+    assert "1.mlp.down_proj 1 32 x 64 mlp not pruned: excluded by '*.1.mlp.down_proj'" in words
     assert "(llama, 2 blocks, 14 matrices) on cpu in float32: 13 to 2:4 by eggs+, 1 left dense" in words
     assert f"calibration: 4 windows of 128 tokens from {text_file}" in words
-    assert " of memory in addition to the libraries, " in words
+    assert " of memory in addition to the libraries estimate: " in words
+    assert " on an idle machine (" in words
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,26 @@ def test_as_json(eggs, tiny):
 
 def test_the_default_calibration_is_named(eggs, tiny):
     assert "128 windows of 128 tokens from C4 (hub)" in eggs("plan", tiny()).out
+
+
+def test_shows_how_windows_begin(eggs, tiny, tiny_with_begin, text_file):
+    options = ("--calibration", text_file, "--nsamples", 4)
+    line = f"calibration: 4 windows of 128 tokens from {text_file}"
+    with_begin = tiny_with_begin()
+    assert f"{line}, each with the begin token first" in " ".join(eggs("plan", with_begin, *options).out.split())
+    never = ("--set", "calibration.begin=never")
+    for model, more in ((tiny(), ()), (with_begin, never)):
+        words = " ".join(eggs("plan", model, *options, *more).out.split())
+        assert line in words
+        assert "begin token" not in words
+    assert eggs("plan", with_begin, *options, "--json").json["begin_tokens"] == [256]
+    assert eggs("plan", with_begin, *options, *never, "--json").json["begin_tokens"] == []
+    assert eggs("plan", with_begin, "--method", "magnitude", "--json").json["begin_tokens"] == []
+
+
+def test_a_model_without_a_tokenizer_is_refused_where_text_is_needed(eggs, tiny, text_file, tmp_path):
+    model = shutil.copytree(tiny(), tmp_path / "model")
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer that transformers can load" in eggs("plan", model, "--calibration", text_file).error
+    assert eggs("plan", model, "--method", "magnitude").code == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eggs_ptp.cli.prune import matrix_rows
+from eggs_ptp.cli.prune import calibration_tokens, matrix_table
 
 
 def edited(source, folder, **changes):
@@ -24,8 +24,13 @@ def test_prints_the_plan_prunes_and_prints_the_record(eggs, tiny, text_file, tmp
     assert first.startswith(f"{tiny()} (llama, 2 blocks, 14 matrices) on cpu in float32: 14 to 2:4 by eggs+")
     assert last.startswith("prune: 2/2, ")
     words = " ".join(ran.out.split())
-    assert "model.layers.0-1.mlp.down_proj 2 2:4 50.0% eggs+ 0." in words
-    assert f"Verify it: eggs verify {tmp_path / 'out'} --against {tiny()}" in words
+    assert "matrices of model.layers.0-1 count pattern kept method output error B" in words
+    assert "mlp.down_proj 2 2:4 50.0% eggs+ 0." in words
+    assert "no comparison of methods" in words
+    assert "256 calibration tokens are thin (the papers use 262,144)" in words
+    evaluate, verify = ran.out.splitlines()[-2:]
+    assert evaluate == f"  eggs evaluate {tmp_path / 'out'} --against {tiny()}"
+    assert verify == f"  eggs verify {tmp_path / 'out'} --against {tiny()}"
     assert eggs("verify", tmp_path / "out", "--against", tiny()).code == 0
 
 
@@ -69,10 +74,41 @@ def test_rows_merge_blocks_and_show_the_automatic_choice_of_each():
         for block, count in ((0, 3), (1, 7))
         for path, entries in (("a", {"output_error": 0.1 * count, "B": count}), ("b", {"output_error": None}))
     ]
-    assert matrix_rows(records) == [
-        ["model.layers.0-1.a", "2", "2:4", "50.0%", "eggs", "0.5000", "0.7000", "3 7"],
-        ["model.layers.0-1.b", "2", "2:4", "50.0%", "eggs", "-", "-", ""],
+    table = matrix_table(records)
+    assert table.columns[0] == "matrices of model.layers.0-1"
+    assert table.rows == [
+        ["a", "2", "2:4", "50.0%", "eggs", "0.300 to 0.700", "3 to 7"],
+        ["b", "2", "2:4", "50.0%", "eggs", "-", ""],
     ]
+    assert [note.partition(":")[0] for note in table.notes] == ["Output error", "B"]
+
+
+def test_densities_are_a_range_and_nothing_is_explained_that_is_not_shown():
+    records = [
+        {"name": f"h.{block}.fc", "pattern": "0.5", "density": 0.4 + 0.1 * block, "method": "ria", "output_error": None}
+        for block in range(3)
+    ]
+    table = matrix_table(records)
+    assert table.columns == ["matrices", ">count", "pattern", ">kept", "method", ">output error"]
+    assert table.rows == [["h.0-2.fc", "3", "0.5", "40.0% to 60.0%", "ria", "-"]]
+    assert table.notes == []
+
+
+@pytest.mark.parametrize(
+    ("calibration", "tokens"),
+    [(None, 0), ({"nsamples": 8, "seqlen": 2048}, 16_384), ({"source": "an older version"}, None)],
+)
+def test_the_calibration_tokens_of_a_record(calibration, tokens):
+    assert calibration_tokens(calibration) == tokens
+
+
+def test_the_table_of_a_run_fits_80_columns(eggs, tiny, text_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ("prune", tiny(), "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 2, "--seqlen", 64)
+    rows = [line for line in eggs(*command).out.splitlines() if "eggs+" in line]
+    assert len(rows) == 7
+    assert max(map(len, rows)) <= 80
+    assert rows[0].split()[0] == "self_attn.q_proj"
 
 
 def test_an_existing_folder_is_replaced_only_with_overwrite(eggs, tiny, tmp_path):

@@ -27,7 +27,7 @@ def test_a_page_markdown_and_plots(eggs, runs, tmp_path):
     assert "Pattern of model.layers.0.mlp.up_proj" in page.read_text()
     assert "| b | 31.00 ± 0.62 | 1.550 |" in card.read_text()
     stems = {path.stem for path in plots.iterdir()}
-    assert {"m0-perplexity-0", "m0-heat-0", "m0-degrees", "m0-pattern-0"} <= stems
+    assert {"m0-heat-0", "m0-pattern-0"} <= stems
     assert {path.suffix for path in plots.iterdir()} == {".svg", ".png"}
     assert len(list(plots.iterdir())) == 2 * len(stems)
 

@@ -71,6 +71,48 @@ def test_blocks_of_an_earlier_process_do_not_shorten_the_estimate(clock):
     assert progress.time_left() == "39 minutes left"
 
 
+def test_what_comes_before_the_blocks_does_not_lengthen_the_estimate(clock):
+    clock(0.0, 0.0, 300.0, 310.0, 310.0)  # 300 seconds of text and permutations, then 10 for a block
+    progress = terminal.Progress("prune", quiet=True)
+    with progress:
+        progress.listen(Event("stage", 0, 30, "embedding"))
+        progress.listen(Event("stage", 0, 30, "order"))
+        progress.listen(Event("stage", 0, 30, "observe"))
+        progress.listen(Event("block", 1, 30))
+        assert progress.time_left() == "4 minutes and 50 seconds left"
+
+
+def test_a_resumed_run_says_how_long_the_rest_takes(capsys):
+    with terminal.Progress("prune", quiet=False) as progress:
+        progress.expect(600.0)
+        progress.listen(Event("remark", 20, 30, "resuming after block 20 of 30 (out)"))
+        progress.listen(Event("remark", 0, 30, "too little disk space"))
+    assert capsys.readouterr().err.splitlines() == [
+        "resuming after block 20 of 30 (out); 10 blocks remain, about 3 minutes and 20 seconds",
+        "too little disk space",
+    ]
+
+
+def test_lines_come_now_and_then_where_steps_are_short(capsys, clock):
+    clock(0.0, 0.0, 5.0, 16.0, 16.0, 20.0, 40.0)
+    with terminal.Progress("evaluate", quiet=False, interval=15.0) as progress:
+        for done in range(1, 5):
+            progress.count(done, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["evaluate: 2/4", "evaluate: 4/4"]
+    assert all("peak memory " in line for line in lines)
+
+
+def test_the_peak_counts_what_was_freed_again():
+    with terminal.Progress("bench", quiet=True) as progress:
+        held = bytearray(b"x" * (200 << 20))
+        progress._memory.sample()
+        del held
+    peak, baseline = progress.memory
+    assert peak - baseline > 150 << 20
+    assert "of it libraries)" in progress.memory_text()
+
+
 def test_quiet_progress_prints_nothing(capsys):
     with terminal.Progress("prune", quiet=True) as progress:
         progress.listen(Event("block", 1, 2))

@@ -32,8 +32,20 @@ def test_a_pruned_folder_passes(eggs, pruned, tiny):
     ran = eggs("verify", pruned, "--against", tiny())
     assert (ran.code, ran.err) == (0, "")
     words = " ".join(ran.out.split())
-    assert "model.layers.0-1.mlp.up_proj 2 ok 2:4, 0.5000 non-zero" in words
-    assert words.endswith("out: ok")
+    assert ran.out.splitlines()[0] == f"{pruned}: ok"
+    assert "pruned matrices 14 ok 2:4, 0.5000 non-zero" in words
+    full = " ".join(eggs("verify", pruned, "--full").out.split())
+    assert "model.layers.0-1.mlp.up_proj 2 ok 2:4, 0.5000 non-zero" in full
+
+
+def test_many_failures_are_counted_and_shown_with_full(eggs, damaged):
+    weights = load_file(damaged / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, damaged / "model.safetensors", {"format": "pt"})
+    first = eggs("verify", damaged).out.splitlines()[0]
+    failed = [check for check in eggs("verify", damaged, "--json").json["checks"] if not check["ok"]]
+    assert len(failed) >= 14
+    assert first.endswith(f" and {len(failed) - 5} more")
+    assert eggs("verify", damaged, "--full").out.count("FAILED") == len(failed)
 
 
 def test_failed_checks_are_named_and_exit_with_1(eggs, damaged, tiny):

@@ -6,6 +6,7 @@ from eggs_ptp import api
 from eggs_ptp.calibration import windows
 from eggs_ptp.comparison.file import read_comparison
 from eggs_ptp.comparison.runner import compare
+from eggs_ptp.comparison.table import markdown
 from eggs_ptp.engine import preparation
 from eggs_ptp.engine.preparation import SharedInputs
 from eggs_ptp.errors import CheckpointError, ModelError, NumericsError
@@ -206,3 +207,44 @@ def test_errors_that_concern_every_run_are_raised(tiny, grid, evaluation, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         compare(grid("wanda", "2:4"), str(tiny()), **evaluation, records=tmp_path / "file")
+
+
+def test_all_runs_have_the_begin_rule_that_the_dense_model_decides(
+    tiny_with_begin, grid, evaluation, monkeypatch, tmp_path
+):
+    rules = []
+    evaluate = api.evaluate
+    monkeypatch.setattr(
+        api, "evaluate", lambda model, **options: rules.append(options["begin"]) or evaluate(model, **options)
+    )
+    requested = grid("magnitude wanda", "0.5", seeds=1)
+    comparison = compare(requested, str(tiny_with_begin("gemma3")), records=tmp_path / "records", **evaluation)
+    assert rules == ["auto", "always", "always"]
+    runs = [comparison.dense, *(record for records in comparison.records.values() for record in records)]
+    assert [run["evaluation"]["begin_tokens"] for run in runs] == [[256]] * 3
+    why = "every window begins with the begin token: gemma3_text models are broken without it"
+    assert comparison.begin == why
+    assert f"- {why}" in markdown(comparison)
+    assert comparison.ratio_to_dense(("wanda",), "0.5").pairs == 8
+    compare(requested, str(tiny_with_begin("gemma3")), records=tmp_path / "records", **evaluation)
+    assert len(rules) == 3
+    never = compare(
+        requested, str(tiny_with_begin("gemma3")), begin="never", records=tmp_path / "records", **evaluation
+    )
+    assert rules[3:] == ["never"] * 3
+    assert never.begin == ""
+    assert never.dense["perplexity"] != comparison.dense["perplexity"]
+
+
+def test_runs_of_a_tokenizer_without_begin_tokens_are_those_of_ever(tiny, grid, evaluation):
+    comparison = compare(grid("magnitude", "0.5", seeds=1), str(tiny("gemma3")), **evaluation)
+    (record,) = comparison.records[("magnitude",), "0.5"]
+    assert (comparison.begin, record["evaluation"]["begin_tokens"]) == ("", [])
+
+
+def test_documents_in_a_comparison(tiny_with_begin, grid, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('"a document"\n"another one"\n')
+    comparison = compare(grid("magnitude", "0.5", seeds=1), str(tiny_with_begin("gemma3")), text=str(path))
+    (record,) = comparison.records[("magnitude",), "0.5"]
+    assert record["evaluation"]["protocol"] == comparison.dense["evaluation"]["protocol"] == "documents"

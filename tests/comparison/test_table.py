@@ -82,6 +82,10 @@ def test_plain_data_has_the_table_and_the_records():
         "sd": pytest.approx(7**0.5),
         "seeds": 3,
         "difference": 4.0,
+        "ratio_to_dense": None,  # these records have no losses
+        "ratio_to_best": None,
+        "processor_seconds": None,
+        "peak_memory_bytes": None,
         "remark": "",
     }
     assert data["table"][3]["perplexity"] is None

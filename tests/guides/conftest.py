@@ -19,8 +19,9 @@ def follow(tiny, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(api, "model_folder", lambda: tiny())
-    monkeypatch.setattr(api, "builtin_documents", lambda split: [f"{i}: text for {split}. " * 20 for i in range(20)])
+    monkeypatch.setattr(api.inputs, "model_folder", lambda: tiny())
+    documents = {split: [f"{i}: text for {split}. " * 20 for i in range(20)] for split in ("calibration", "evaluation")}
+    monkeypatch.setattr(api.inputs, "builtin_documents", documents.__getitem__)
     yield prepare
     for name in modules:
         sys.modules.pop(name, None)

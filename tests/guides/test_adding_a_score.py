@@ -47,7 +47,8 @@ def test_every_command_of_the_page_runs_in_order(folder, capsys, monkeypatch):
     assert sum("to 2:4 by wanda+sparsegpt" in plan for plan in plans) == 1
     assert "to 2:4 by ria_cp+deviation" in plans[-1]
     table = next(text.out for command, text in printed.items() if command.startswith("compare"))
-    cells = {line.split("  ")[0].strip(): line for line in table.splitlines()}
+    means = table.partition("mean ± standard deviation")[0]
+    cells = {line.split("  ")[0].strip(): line for line in means.splitlines()}
     own, wanda = (re.findall(r"[\d.]+", cells[row]) for row in ("size, by own score", "wanda"))
     assert len(wanda) == 2 * 3  # mean, deviation and difference at two patterns
     assert own == wanda

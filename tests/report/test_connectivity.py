@@ -66,14 +66,11 @@ def test_a_folder_without_weights_has_no_masks_and_one_with_other_shapes_is_refu
     assert read_connectivity(read_run(folder)) is None
 
 
-def test_the_matrices_with_extreme_output_errors_are_chosen_unless_some_are_requested(tmp_path):
+def test_masks_are_drawn_only_where_they_are_requested(tmp_path):
     run = read_run(pruned_run(tmp_path / "a"))
-    assert choose_matrices([run]) == ["model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"]
+    assert choose_matrices([run]) == []
     assert choose_matrices([run], ["*.0.mlp.*_proj"]) == [
         f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")
     ]  # fmt: skip
     with pytest.raises(ModelError, match=r"--matrix \*\.bias: no pruned matrix"):
         choose_matrices([run], ["*.bias"])
-    for matrix in run.manifest["matrices"]:
-        matrix["output_error"] = None
-    assert choose_matrices([run]) == ["model.layers.0.self_attn.q_proj"]

@@ -1,15 +1,19 @@
+import json
 import re
+import resource
 import subprocess
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from synthetic_records import bench, comparison, diagnosis, evaluation, pruned_run, sample, write_record
+from synthetic_records import bench, comparison, diagnosis, evaluation, perplexity, pruned_run, sample, write_record
 
 from eggs_ptp.errors import BackendError, ModelError
+from eggs_ptp.report.number_format import format_bytes
 from eggs_ptp.report.page import render_html, render_markdown
 from eggs_ptp.report.report import make_report
+from eggs_ptp.sparse.packed_config import METHOD
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"meta", "link"}
@@ -164,8 +168,76 @@ def test_every_section_has_its_pictures(report):
     names = {picture.name for picture in report.pictures}
     assert names == {
         "m0-perplexity-0", "m0-fidelity-0", "m0-fidelity-1", "m0-hidden", "m0-task-0", "m0-error", "m0-heat-0",
-        "m0-heat-1", "m0-degrees", "m0-pattern-0", "m0-pattern-1", "m0-speed-0-0", "m0-compared-0-0",
+        "m0-heat-1", "m0-degrees", "m0-speed-0-0",
     }  # fmt: skip
+
+
+def test_one_verdict_comes_first(page):
+    verdicts = [text for _, attributes, text in page.elements if attributes.get("class") == "verdict"]
+    assert verdicts[0] == (
+        "Best of 2, a (eggs+, 2:4): 1.40 times dense: a clear loss; check it on your own task; try a milder pattern, "
+        "more calibration text."
+    )
+    assert verdicts[1:] == [
+        "Lowest perplexity: wanda at 2:4, 1.40 times dense: a clear loss; check it on your own task."
+    ]
+
+
+def test_without_the_dense_model_there_is_no_ratio(tmp_path):
+    run = pruned_run(tmp_path / "a")
+    write_record(tmp_path / "a.json", {**evaluation(str(run), "org/base"), **ONLY_PERPLEXITY, "reference": None})
+    page = Page(render_html(make_report([run])))
+    (verdict,) = [text for _, attributes, text in page.elements if attributes.get("class") == "verdict"]
+    assert "has a perplexity of 28" in verdict
+    assert "without the dense model's, it says little" in verdict
+
+
+def test_the_size_of_a_packed_folder_beside_the_run_is_shown(tmp_path):
+    run = pruned_run(tmp_path / "a")
+    other = pruned_run(tmp_path / "a-packed")
+    unrelated = pruned_run(tmp_path / "a-wanda", method="wanda")
+    block = {METHOD: {}}
+    assert not any("packed, in the folder" in note for note in _notes(run))
+    for folder in (other, unrelated):
+        _make_packed(folder, block)
+    bytes_packed = format_bytes((other / "model.safetensors").stat().st_size)
+    assert f"{bytes_packed} packed, in the folder beside it" in _notes(run)
+
+
+def _notes(run):
+    (_, sections), *_ = make_report([run]).groups
+    return [note for card in sections[0].cards for note in card.notes]
+
+
+def _make_packed(folder, block):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": block}))
+
+
+def test_output_error_is_no_quality(report):
+    sections = {section.title: section for section in report.groups[0][1]}
+    assert "It is not the quality of the model" in " ".join(sections["Output error by layer"].remarks)
+    glance = sections["At a glance"]
+    assert not any("error" in head for table in glance.tables for head in table.heads)
+    assert not any("output error" in note for card in glance.cards for note in card.notes)
+
+
+def test_a_comparison_folder_is_drawn_as_a_table(tmp_path):
+    folder = tmp_path / "records"
+    common = {"model": "org/base", "versions": {}, "evaluation": perplexity(20.0)}
+    write_record(folder / "dense.json", {**common, "perplexity": 20.0})
+    for method, seed, value in (("wanda", 0, 30.0), ("wanda", 1, 34.0), ("ria", 0, 26.0)):
+        run = {"row": [method], "column": "2:4", "method": method, "pattern": "2:4", "seed": seed, "recipe": "..."}
+        costs = {"processor_seconds": 2.0 + seed, "peak_memory_bytes": 4e8}
+        write_record(folder / f"{method}{seed}.json", {**common, **run, **costs, "perplexity": value})
+    (folder / "broken.json").write_text("{")
+    report = make_report([folder])
+    page = Page(render_html(report))
+    cells = [text for _, _, text in page.all("td", "th")]
+    assert {"32.0 ± 2.8", "26", "1.60", "1.30", "2.5 s", "400.0 MB"} <= set(cells)
+    assert [text for _, _, text in page.all("h3")] == ["Methods compared"]
+    assert "Lowest perplexity: ria at 2:4, 1.30 times dense" in render_markdown(report)
+    with_run = make_report([folder, pruned_run(tmp_path / "a")])
+    assert [section.title for section in with_run.groups[0][1]].count("Methods compared") == 1
 
 
 def test_skipped_files_are_named(report, page):
@@ -188,8 +260,9 @@ def test_runs_of_different_models_are_not_compared(tmp_path):
     assert [text for _, _, text in page.all("h2")] == ["Model org/base", "Model org/other"]
     assert [[run.label for run in group.runs] for group, _ in report.groups] == [["a"], ["b"]]
     descriptions = {picture.name: picture.description for picture in report.pictures}
-    assert "a (eggs+)" in descriptions["m0-perplexity-0"]
-    assert "b (eggs+)" not in descriptions["m0-perplexity-0"]
+    assert not any("perplexity" in name for name in descriptions)  # a plot of one point says no more than its table
+    tables = [text for tag, _, text in page.all("table")]
+    assert not any("a28.00" in text and "b28.00" in text for text in tables)
     assert "They are not compared" in render_markdown(report)
 
 
@@ -203,7 +276,7 @@ def test_perplexities_of_different_protocols_are_not_in_one_picture(tmp_path):
         write_record(run / "e.json", record)
     report = make_report(runs)
     plots = [picture for picture in report.pictures if "perplexity" in picture.name]
-    assert len(plots) == 2
+    assert len(plots) == 1  # one point is not drawn
     assert "b" not in re.findall(r"\b[abc]\b", plots[0].description)
     page = Page(render_html(report))
     headline = next(text for tag, _, text in page.all("table"))
@@ -215,7 +288,8 @@ def test_the_page_of_32_blocks_without_records_is_small_and_names_the_commands_t
     report = make_report([pruned_run(tmp_path / "a", blocks=32)])
     text = render_html(report)
     assert len(text.encode()) < 5_000_000
-    assert "not evaluated" in text
+    assert "Not evaluated: how good the model is, is not known" in text
+    assert "not measured</p>" not in text
     assert "eggs bench DIR --record" in text
     assert "eggs evaluate" in text
     assert report.skipped == []
@@ -253,13 +327,15 @@ def test_markdown_tables_are_well_formed(report):
 
 def test_without_jinja_the_error_names_what_to_install(report, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(BackendError, match=r"pip install 'eggs-ptp\[report\]'"):
+    with pytest.raises(BackendError, match=r"pip install matplotlib jinja2"):
         render_html(report)
 
 
 @pytest.mark.slow
-def test_the_report_of_32_blocks_takes_less_than_ten_seconds(tmp_path):
-    """`benchmarks/report_speed.py` measures it separately, with 335 million weights."""
+def test_the_report_of_32_blocks_takes_less_than_ten_processor_seconds(tmp_path):
+    """Processor time, which other programs do not lengthen; `benchmarks/report_speed.py` has 335 million weights."""
     run = pruned_run(tmp_path / "a", blocks=32, width=16)
     arguments = ["-c", "from eggs_ptp.cli.main import main; main()", "report", str(run), "-o", str(tmp_path / "a.html")]
-    subprocess.run([sys.executable, *arguments], check=True, timeout=10)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, *arguments], check=True, timeout=300)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10

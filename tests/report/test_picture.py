@@ -126,7 +126,7 @@ def test_files_are_light_on_white(tmp_path):
 
 def test_without_matplotlib_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BackendError, match=r"pip install 'eggs-ptp\[report\]'"):
+    with pytest.raises(BackendError, match=r"pip install matplotlib jinja2"):
         dots()
 
 

@@ -52,3 +52,14 @@ def test_other_windows_are_another_protocol(tmp_path):
     data = evaluation("a", "b")
     data["perplexity"]["sha256"] = "0123456789"
     assert read(tmp_path, data).perplexity.protocol != first
+
+
+def test_windows_that_begin_with_the_begin_token_are_another_protocol(tmp_path):
+    data = evaluation("a", "b")
+    first = read(tmp_path, data).perplexity.protocol
+    data["perplexity"]["begin_tokens"] = [2]
+    assert read(tmp_path, data).perplexity.protocol == first.replace(
+        "256 tokens,", "256 tokens, each begins with the begin token,"
+    )
+    data["perplexity"]["begin_tokens"] = []
+    assert read(tmp_path, data).perplexity.protocol == first

@@ -38,9 +38,9 @@ their models have 1 to 13 billion, and its text is the documentation of Python.
 """
 _REQUIREMENTS = {
     "perplexity": "hub, GPU",
-    "accuracy": "hub, GPU, `pip install 'eggs-ptp[eval]'`",
+    "accuracy": "hub, GPU, `pip install lm-eval`",
     "speed": "hub, an A100",
-    "picture": "hub, `pip install 'eggs-ptp[report]'`",
+    "picture": "hub, `pip install matplotlib jinja2`",
 }
 
 

@@ -72,7 +72,7 @@ def bench(
     if plot is not None and not plot.absolute().parent.is_dir():
         raise typer.BadParameter(f"--plot {plot}: there is no such folder")
     from eggs_ptp.bench.benchmark_run import DEFAULT_DTYPES, BenchmarkRun, parse_batches, parse_patterns, parse_shapes
-    from eggs_ptp.cli.terminal import Progress, print_json
+    from eggs_ptp.cli.terminal import Progress, print_json, print_line
     from eggs_ptp.engine.planning.device import find_dtype
     from eggs_ptp.models.folder import find_folder
 
@@ -103,6 +103,7 @@ def bench(
         print_json(benchmark_run.to_dict())
     else:
         _print(benchmark_run)
+        print_line(progress.memory_text())
 
 
 def _notify(benchmark_run: "BenchmarkRun", record: Path | None, progress: "Progress") -> None:
@@ -111,8 +112,9 @@ def _notify(benchmark_run: "BenchmarkRun", record: Path | None, progress: "Progr
 
     if record is not None:
         write_record(record, benchmark_run.to_dict())
-    if benchmark_run.products:
-        progress.count(len(benchmark_run.products), benchmark_run.expected)
+    generates = benchmark_run.folder is not None
+    done = len(benchmark_run.products) + (benchmark_run.generated is not None)
+    progress.count(done, benchmark_run.expected + generates)
 
 
 def _print(benchmark_run: "BenchmarkRun") -> None:
@@ -142,13 +144,13 @@ def _print_generation(generated: "GenerationMeasurement") -> None:
         speedup = "" if form == PACKED else _speedup(*packed_timing.speedup_over(timing))
         rate = f"{generated.tokens_per_second(form):.1f}"
         rows.append((form, rate, f"{timing.spread:.1%}", speedup, memory.get(form, "")))
-    print_table(("linears", ">tokens/s", ">spread", ">speedup of packed", ">memory"), rows)
+    print_table(("linears", ">tokens/s", ">spread", ">speedup of packed", ">size of linears"), rows)
     dtype = str(generated.dtype).removeprefix("torch.")
     print_line(
         f"generate: {generated.tokens} new tokens after a prompt of {generated.prompt}, greedy, batch 1, {dtype}; the "
         f"first {generated.same_tokens} are the same packed and dense"
     )
-    print_line(f"Packed linears take {generated.packed_bytes / generated.dense_bytes:.1%} of the memory of dense ones")
+    print_line(f"Packed linears have {generated.packed_bytes / generated.dense_bytes:.1%} of the size of dense ones")
 
 
 def _print_products(products: "list[ProductMeasurement]") -> None:

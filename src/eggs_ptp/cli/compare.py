@@ -1,7 +1,7 @@
 """`eggs compare`: methods x patterns x seeds on one model."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eggs_ptp.cli import flags
-from eggs_ptp.cli.evaluate import Protocol
+from eggs_ptp.cli.evaluate import Begin, Protocol
 
 if TYPE_CHECKING:
     from eggs_ptp.cli.terminal import Progress
     from eggs_ptp.comparison.result import Comparison
+    from eggs_ptp.comparison.runner import Estimate
 
 _TABLE = "Rows, columns and seeds"
 _EVALUATION = "Evaluation"
@@ -55,6 +56,14 @@ File = Annotated[
 Text = Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
 TextField = Annotated[str | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
 ProtocolFlag = Annotated[Protocol | None, typer.Option(help="As for eggs evaluate.", rich_help_panel=_EVALUATION)]
+BeginFlag = Annotated[
+    Begin | None,
+    typer.Option(
+        "--begin",
+        help="As for eggs evaluate; auto decides by the dense model for all runs.",
+        rich_help_panel=_EVALUATION,
+    ),
+]
 EvalSeqLen = Annotated[
     int | None,
     typer.Option("--eval-seqlen", min=2, help="--seqlen of eggs evaluate.", rich_help_panel=_EVALUATION),
@@ -92,6 +101,7 @@ def compare(
     recipe: File = None,
     settings: ProtocolFlags,
     protocol: ProtocolFlag = None,
+    begin: BeginFlag = None,
     output: Records = None,
     format_: FormatFlag = Format.text,
     run: flags.DeviceFlags,
@@ -121,8 +131,10 @@ def compare(
             protocol=protocol.value if protocol else None,
             seqlen=settings.eval_seqlen,
             max_windows=settings.max_windows,
+            begin=begin.value if begin else None,
             records=output,
-            progress=run_progress("compare", progress, quiet=json),
+            progress=run_progress(progress, quiet=json),
+            on_estimate=None if json else print_estimate,
             **run.arguments(),
         )
     if json:
@@ -132,28 +144,41 @@ def compare(
     raise typer.Exit(2 if comparison.failed else 0)
 
 
-def run_progress(verb: str, progress: "Progress", *, quiet: bool) -> Callable[[int, int, str], None]:
-    """Return a callback that shows each finished run: in the progress bar, or as a line where there is none.
+def print_estimate(estimate: "Estimate") -> None:
+    """Print how much there is to do: before the first run, and once the time of an evaluation is known."""
+    from eggs_ptp.cli.terminal import format_duration, print_line
+
+    recorded = estimate.runs - estimate.pending
+    known = f" ({recorded} more are recorded)" if recorded else ""
+    if estimate.evaluation_seconds is None:
+        line = (
+            f"{estimate.pending} runs{known}: pruning takes about {format_duration(estimate.pruning_seconds)}, "
+            "evaluating comes on top; the dense model is evaluated first"
+        )
+    else:
+        total = estimate.pruning_seconds + estimate.evaluation_seconds
+        line = f"{estimate.pending} runs{known}: about {format_duration(total)} in all"
+    print_line(f"compare: {line}", stderr=True)
+
+
+def run_progress(progress: "Progress", *, quiet: bool) -> Callable[[int, int, str], None]:
+    """Return a callback that shows each finished run, the time left and the peak of memory.
 
     Args:
-        verb: Starts each line.
-        progress: The progress bar.
+        progress: What shows it.
         quiet: Show nothing.
     """
-    from eggs_ptp.cli.terminal import print_line
 
     def show(done: int, total: int, description: str) -> None:
-        if progress.is_bar:
-            progress.count(done, total)
-        elif not quiet:
-            print_line(f"{verb}: {done}/{total} {description}", stderr=True)
+        if not quiet:
+            progress.count(done, total, description)
 
     return show
 
 
 def _print(comparison: "Comparison", table_format: Format) -> None:
-    from eggs_ptp.cli.terminal import print_line, print_table
-    from eggs_ptp.comparison.table import comma_separated, markdown, text_rows
+    from eggs_ptp.cli.terminal import console, print_line, print_table
+    from eggs_ptp.comparison.table import DETAIL_HEADS, comma_separated, detail_rows, markdown, text_rows
 
     if table_format is Format.markdown:
         print_line(markdown(comparison))
@@ -163,12 +188,26 @@ def _print(comparison: "Comparison", table_format: Format) -> None:
         return
     if comparison.title:
         print_line(comparison.title, style="bold")
-    columns = [f">{column}" for column in comparison.columns]
-    print_table([*comparison.heads, *columns], text_rows(comparison))
+    rows = text_rows(comparison)
+    heads = [*comparison.heads, *(f">{column}" for column in comparison.columns)]
+    if table_width(heads, rows) <= console().width:
+        print_table(heads, rows)
+        print_line("mean ± standard deviation over seeds (difference to dense)")
+    print_table([" ".join(comparison.heads), "column", *DETAIL_HEADS], detail_rows(comparison))
     dense = comparison.dense["evaluation"]
     print_line(
-        f"perplexity, mean ± standard deviation over seeds (difference to dense); {dense['protocol']}, "
-        f"{dense['windows']} windows, {dense['tokens']} tokens"
+        f"dense {comparison.dense['perplexity']:.2f}; {dense['protocol']}, {dense['windows']} windows, "
+        f"{dense['tokens']} tokens"
     )
-    for remark in comparison.remarks:
+    print_line(
+        "× best: paired over the same windows, 95 % interval over windows; CPU s and MB: processor time and peak"
+    )
+    print_line("memory of pruning, means over seeds (inputs of the first block are shared between runs)")
+    for remark in filter(None, [comparison.begin, *comparison.warnings, *comparison.remarks]):
         print_line(f"- {remark}")
+
+
+def table_width(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return the width of a printed table: the longest cell of each column, and 3 between columns."""
+    columns = zip([head.removeprefix(">") for head in heads], *rows, strict=True)
+    return sum(max(map(len, column)) + 3 for column in columns)

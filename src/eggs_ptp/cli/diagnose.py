@@ -101,7 +101,7 @@ def diagnose(
 ) -> None:
     """Count dead inputs and connections, check the degrees of Lemma 1, and compare with the dense model."""
     from eggs_ptp.cli import diagnosis_tables
-    from eggs_ptp.cli.terminal import Progress, print_json
+    from eggs_ptp.cli.terminal import LINE_SECONDS, Progress, print_json, print_line
     from eggs_ptp.demo.builtin import DEMO, model_folder
     from eggs_ptp.models.folder import find_folder
     from eggs_ptp.research.diagnosis.diagnosis import DiagnosisOptions, diagnose_folder
@@ -115,13 +115,13 @@ def diagnose(
         from eggs_ptp.errors import CheckpointError
 
         raise CheckpointError(f"--calibration {calibration} compares with the dense model; pass it as --against")
-    with Progress("diagnose", quiet=json) as progress:
-        callback = progress.count if progress.is_bar else None
-        diagnosis = diagnose_folder(folder, source, options=options, progress=callback)
+    with Progress("diagnose", quiet=json, interval=LINE_SECONDS) as progress:
+        diagnosis = diagnose_folder(folder, source, options=options, progress=progress.count)
     if json:
         print_json(diagnosis.to_dict())
     else:
         diagnosis_tables.print_diagnosis(diagnosis)
+        print_line(progress.memory_text())
 
 
 def _read_text(

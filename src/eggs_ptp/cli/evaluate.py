@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eggs_ptp.evaluation.estimate import Difference
     from eggs_ptp.evaluation.fidelity import Fidelity
     from eggs_ptp.evaluation.perplexity import Perplexity
+    from eggs_ptp.evaluation.verdict import Verdict
 
 _TEXT = "Perplexity"
 _TASKS = "Zero-shot tasks"
@@ -23,6 +24,14 @@ class Protocol(StrEnum):
 
     packed = "packed"
     documents = "documents"
+
+
+class Begin(StrEnum):
+    """How packed windows begin."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
 
 
 Text = Annotated[
@@ -60,8 +69,8 @@ ProtocolFlag = Annotated[
     Protocol | None,
     typer.Option(
         "--protocol",
-        help="packed: windows of the joined text; documents: each document by itself. Default: documents for jsonl, "
-        "else packed.",
+        help="packed: windows of the joined text; documents: each document by itself. Default: documents for files of "
+        "rows (jsonl, json, Parquet), else packed.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -85,6 +94,15 @@ MaxWindows = Annotated[
     int | None,
     typer.Option(min=1, help="Evaluate only the first windows or documents.", rich_help_panel=_TEXT),
 ]
+BeginFlag = Annotated[
+    Begin,
+    typer.Option(
+        "--begin",
+        help="Whether packed windows begin with the begin token: always; never, as in papers; or auto: only for models "
+        "that are broken without it.",
+        rich_help_panel=_TEXT,
+    ),
+]
 TextField = Annotated[str, typer.Option(help="Field of a row that holds the text.", rich_help_panel=_TEXT)]
 Record = Annotated[
     Path | None,
@@ -92,6 +110,8 @@ Record = Annotated[
         help="Write a JSON record with the loss of every window and the score of every item.", show_default=False
     ),
 ]
+
+Full = Annotated[bool, typer.Option("--full", help="Show the hidden-state error of every block.")]
 
 
 @flags.with_flags
@@ -107,19 +127,25 @@ def evaluate(
     seqlen: SeqLen = None,
     stride: Stride = None,
     max_windows: MaxWindows = None,
+    begin: BeginFlag = Begin.auto,
     text_field: TextField = "text",
     run: flags.DeviceFlags,
     trust_remote_code: flags.TrustRemoteCode = False,
     record: Record = None,
+    full: Full = False,
     json: flags.Json = False,
 ) -> None:
     """Evaluate a model, pruned or not: perplexity, zero-shot accuracy, and the difference to another model."""
     from eggs_ptp import api
     from eggs_ptp.checkpoint.run_record import versions
-    from eggs_ptp.cli.terminal import Progress, print_json
+    from eggs_ptp.cli.terminal import LINE_SECONDS, Progress, format_bytes, print_json, print_line
     from eggs_ptp.core.records import write_record
 
-    with Progress("evaluate", quiet=json) as progress:
+    def print_expected_memory(total: int) -> None:
+        if not json:
+            print_line(f"evaluate: expects {format_bytes(total)} of memory at the peak", stderr=True)
+
+    with Progress("evaluate", quiet=json, interval=LINE_SECONDS) as progress:
         assessment = api.assess(
             model,
             text,
@@ -131,18 +157,21 @@ def evaluate(
             seqlen=seqlen,
             stride=stride,
             max_windows=max_windows,
+            begin=begin.value,
             text_field=text_field,
             trust_remote_code=trust_remote_code,
-            progress=progress.count if progress.is_bar else None,
+            progress=progress.count,
+            on_memory=print_expected_memory,
             **run.arguments(),
         )
-    document = assessment.to_record(versions())
+    peak, baseline = progress.memory
+    document = {**assessment.to_record(versions()), "peak_memory_bytes": peak, "baseline_memory_bytes": baseline}
     if record is not None:
         write_record(record, document)
     if json:
         print_json(document)
     else:
-        _print(assessment)
+        _print(assessment, progress.memory_text(), full=full)
 
 
 def _task_names(tasks: str | None) -> list[str]:
@@ -154,18 +183,22 @@ def _task_names(tasks: str | None) -> list[str]:
     return list(dict.fromkeys(task for name in requested for task in task_sets.get(name, (name,))))
 
 
-def _print(assessment: "Assessment") -> None:
+def _print(assessment: "Assessment", memory: str, *, full: bool) -> None:
     from eggs_ptp.cli.terminal import format_duration, print_line, print_table
 
+    verdict = verdict_of(assessment)
+    if verdict is not None:
+        print_line(f"Verdict: {verdict.text}", style="bold")
     columns = ["", f">{_short_name(assessment.model)}", ">± SE"]
     if assessment.reference is not None:
         columns += [f">{_short_name(str(assessment.against))}", ">difference", ">95 % interval"]
     print_table(columns, [*_perplexity_rows(assessment), *_task_rows(assessment)])
     if assessment.fidelity is not None:
-        print_table(["fidelity to the other model", ">mean", ">± SE"], _fidelity_rows(assessment.fidelity))
+        print_table(["fidelity to the other model", ">mean", ">± SE"], _fidelity_rows(assessment.fidelity, full=full))
     for note in _notes(assessment):
         print_line(note)
-    print_line(f"evaluated in {format_duration(assessment.seconds)}, {assessment.dtype} on {assessment.device}")
+    where = f"{assessment.dtype} on {assessment.device}"
+    print_line(f"evaluated in {format_duration(assessment.seconds)}, {where}, {memory}")
 
 
 def _perplexity_rows(assessment: "Assessment") -> list[list[str]]:
@@ -197,20 +230,56 @@ def _task_rows(assessment: "Assessment") -> list[list[str]]:
     return rows
 
 
-def _fidelity_rows(fidelity: "Fidelity") -> list[list[str]]:
+def _fidelity_rows(fidelity: "Fidelity", *, full: bool) -> list[list[str]]:
+    """Return rows of KL, agreement and hidden states: after every block if `full`, else the worst and the last."""
     estimates = {"KL, nats": fidelity.kl, "top-1 agreement": fidelity.agreement}
+    last = len(fidelity.hidden) - 1
+    worst = max(range(len(fidelity.hidden)), key=lambda block: fidelity.hidden[block].value, default=0)
     for block, estimate in enumerate(fidelity.hidden):
-        estimates[f"|h' - h| / |h| after block {block}"] = estimate
+        if full or block in (worst, last):
+            remark = "" if full else " (last)" if block == last else " (worst)"
+            estimates[f"|h' - h| / |h| after block {block}{remark}"] = estimate
     return [
         [name, f"{estimate.value:.5f}", _number_or_dash(estimate.standard_error, 5)]
         for name, estimate in estimates.items()
     ]
 
 
+def verdict_of(assessment: "Assessment") -> "Verdict | None":
+    """Return what the perplexity ratio means; None if there is no ratio, or both models are the same."""
+    from eggs_ptp.cli.prune import calibration_tokens
+    from eggs_ptp.evaluation.verdict import judge_ratio
+
+    ratio = assessment.perplexity_ratio()
+    if ratio is None or assessment.model == assessment.against:
+        return None
+    interval = None if ratio.low is None or ratio.high is None else (ratio.low, ratio.high)
+    manifest = _manifest_or_empty(Path(assessment.model))
+    methods = {str(matrix.get("method")) for matrix in manifest.get("matrices", ())}
+    tokens = calibration_tokens(manifest["calibration"]) if "calibration" in manifest else None
+    return judge_ratio(ratio.value, interval, method=" ".join(sorted(methods)), calibration_tokens=tokens)
+
+
+def _manifest_or_empty(folder: Path) -> dict[str, Any]:
+    """Return the record of a pruned folder; empty for other models, and where it cannot be read."""
+    from eggs_ptp.checkpoint.verify import read_manifest
+    from eggs_ptp.errors import EggsError
+
+    try:
+        return dict(read_manifest(folder))
+    except EggsError:
+        return {}
+
+
 def _notes(assessment: "Assessment") -> list[str]:
+    from eggs_ptp.evaluation.verdict import little_text
+
     notes = []
     if assessment.results.perplexity is not None:
-        notes.append(f"{assessment.text}: {_protocol_text(assessment.results.perplexity)}")
+        measured = assessment.results.perplexity
+        notes.append(f"{assessment.text}: {_protocol_text(measured)}")
+        if warning := little_text(measured.windows, measured.tokens):
+            notes.append(warning)
     if assessment.results.tasks:
         from importlib.metadata import version
 
@@ -226,11 +295,15 @@ def _notes(assessment: "Assessment") -> list[str]:
 
 def _protocol_text(perplexity: "Perplexity") -> str:
     """Describe windows, stride and tokens on one line."""
+    from eggs_ptp.evaluation.begin_rule import describe_begin
+
     if perplexity.protocol == "packed":
         overlap = f"at a stride of {perplexity.stride}"
         if perplexity.stride == perplexity.seqlen:
             overlap = "without overlap"
         windows = f"packed: {perplexity.windows} windows of {perplexity.seqlen} tokens, {overlap}"
+        if begin := describe_begin(perplexity.begin_tokens, perplexity.begin_reason):
+            windows += f"; {begin}"
     else:
         windows = (
             f"documents: {perplexity.windows} separate documents, {perplexity.truncated} cut at {perplexity.seqlen} "

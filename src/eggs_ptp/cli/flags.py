@@ -219,6 +219,8 @@ class RunFlags(DeviceFlags):
         Raises:
             RecipeError: `--memory` is not a size.
         """
+        from eggs_ptp.engine.planning.memory_budget import parse_memory
+
         return {
             **super().arguments(),
             "memory": parse_memory(self.memory),
@@ -279,21 +281,3 @@ def make_recipe(file: Path | None, overrides: Sequence[str], **flags: Any) -> "R
 
     requested = {name: value for name, value in flags.items() if value is not None and value != []}
     return read_recipe(file, overrides, **requested)
-
-
-def parse_memory(text: str | None) -> int | None:
-    """Return the bytes of a size such as `8GiB`; None for None.
-
-    Raises:
-        RecipeError: It is not a size.
-    """
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    from eggs_ptp.errors import RecipeError
-
-    if text is None:
-        return None
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise RecipeError(f"--memory: expected a size such as 8GiB or 800MB, got {text!r}") from None

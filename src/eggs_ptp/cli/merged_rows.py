@@ -47,6 +47,56 @@ def merge_rows(rows: Iterable[tuple[str, Sequence[str]]]) -> list[MergedRow]:
     return merged
 
 
+def without_common_prefix(labels: Sequence[str]) -> tuple[str, list[str]]:
+    """Split off the dotted prefix that all labels have, so that tables fit a narrow terminal.
+
+    `model.layers.0-1.mlp.up_proj` and `model.layers.0-1.mlp.down_proj` become `model.layers.0-1.mlp`, `up_proj` and
+    `down_proj`.
+
+    Args:
+        labels: The labels; each keeps at least its last part.
+
+    Returns:
+        The prefix, without a dot at its end, and the rest of each label; an empty prefix for fewer than two labels.
+    """
+    if len(set(labels)) < 2:
+        return "", list(labels)
+    parts = [label.split(".") for label in labels]
+    shortest = min(len(each) for each in parts) - 1
+    common = 0
+    while common < shortest and len({each[common] for each in parts}) == 1:
+        common += 1
+    return ".".join(parts[0][:common]), [".".join(each[common:]) for each in parts]
+
+
+def without_constant_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], candidates: Sequence[str]
+) -> tuple[list[str], list[list[str]], dict[str, str]]:
+    """Take out the columns that have the same text in every row, so that tables fit a narrow terminal.
+
+    Args:
+        columns: Heads of the columns.
+        rows: The cells of each row.
+        candidates: Heads that may be taken out.
+
+    Returns:
+        The remaining columns, their rows, and the text of each column that was taken out.
+    """
+    constants = {
+        head: rows[0][index]
+        for index, head in enumerate(columns)
+        if rows and head in candidates and len({row[index] for row in rows}) == 1
+    }
+    kept = [index for index, head in enumerate(columns) if head not in constants]
+    return [columns[index] for index in kept], [[row[index] for index in kept] for row in rows], constants
+
+
+def value_range(texts: Iterable[str]) -> str:
+    """Return the one text that all are, or the first and the last: `50.0%`, or `49.8% to 50.2%`."""
+    distinct = list(dict.fromkeys(texts))
+    return distinct[0] if len(distinct) == 1 else f"{distinct[0]} to {distinct[-1]}" if distinct else ""
+
+
 def number_ranges(numbers: Iterable[int]) -> str:
     """Write numbers as ranges: `[0, 1, 2, 5]` is `0-2,5`."""
     ranges: list[list[int]] = []

@@ -88,7 +88,10 @@ def _recorded_runs(
 ) -> str | None:
     from dataclasses import replace
 
+    from eggs_ptp import api
     from eggs_ptp.comparison.runner import count_recorded_runs
+    from eggs_ptp.models.folder import read_config
+    from eggs_ptp.research.reproduction.published import known_model
     from eggs_ptp.research.reproduction.reproduction import build_grid
 
     if not item.grid:
@@ -96,7 +99,9 @@ def _recorded_runs(
     if item.measure != "accuracy":
         settings = replace(settings, data=None, limit=None)
     grid, tasks = build_grid(item, model, settings)
-    done, total = count_recorded_runs(grid, model, records, tasks=tasks, **settings.evaluation(), **device)
+    known = known_model(model, read_config(api.find(model)))
+    evaluation = settings.evaluation(known[0] if known else None)
+    done, total = count_recorded_runs(grid, model, records, tasks=tasks, **evaluation, **device)
     return f"{done} of {total} runs"
 
 

@@ -26,7 +26,7 @@ def plan(
 ) -> None:
     """Show what prune would do to every matrix, with memory and time, without reading weights."""
     from eggs_ptp import api
-    from eggs_ptp.cli.merged_rows import merge_rows
+    from eggs_ptp.cli.merged_rows import merge_rows, without_common_prefix, without_constant_columns
     from eggs_ptp.cli.terminal import print_json, print_line, print_table
 
     pruning_plan = api.plan(model, recipe.recipe(), **run.arguments())
@@ -43,8 +43,17 @@ def plan(
             statistics = ", ".join(matrix["statistics"]) or "none"
             treatment = [matrix["pattern"], matrix["method"], statistics]
         rows.append((matrix["name"], [shape, matrix["input_activation"], *treatment]))
-    columns = ("matrices", ">count", ">shape", "input activation", "pattern", "method", "statistics")
-    print_table(columns, ([row.label, str(len(row.names)), *row.cells] for row in merge_rows(rows)))
+    merged = merge_rows(rows)
+    prefix, labels = without_common_prefix([row.label for row in merged])
+    head = f"matrices of {prefix}" if prefix else "matrices"
+    columns, cells, constants = without_constant_columns(
+        [head, ">count", ">shape", "input activation", "pattern", "method", "statistics"],
+        [[label, str(len(row.names)), *row.cells] for label, row in zip(labels, merged, strict=True)],
+        ("pattern", "method", "statistics"),
+    )
+    print_table(columns, cells)
+    if constants:
+        print_line(f"every matrix: {'; '.join(f'{name} {value}' for name, value in constants.items() if value)}")
     print_line("\n".join(summary(model, pruning_plan)))
 
 
@@ -55,7 +64,8 @@ def summary(model: str, pruning_plan: "Plan") -> list[str]:
         model: The model as the user has named it.
         pruning_plan: The plan of the run.
     """
-    from eggs_ptp.cli.terminal import format_bytes, format_duration
+    from eggs_ptp.cli.terminal import format_bytes
+    from eggs_ptp.evaluation.verdict import thin_calibration
 
     data = pruning_plan.to_dict()
     counts = Counter(
@@ -74,17 +84,41 @@ def summary(model: str, pruning_plan: "Plan") -> list[str]:
         )
     if data["nsamples"]:
         source = _CALIBRATION_SOURCES.get(data["calibration"], data["calibration"])
-        lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}")
+        begin = ", each with the begin token first" if data["begin_tokens"] else ""
+        lines.append(f"calibration: {data['nsamples']} windows of {data['seqlen']} tokens from {source}{begin}")
+        if warning := thin_calibration(data["nsamples"] * data["seqlen"]):
+            lines.append(warning)
     else:
         lines.append("calibration: none needed")
     if data["permutation"]:
         lines.append(f"channel permutations: {_PERMUTATIONS[data['permutation']]}")
     memory = format_bytes(data["memory_bytes"])
-    lines.append(f"estimate: {memory} of memory in addition to the libraries, {format_duration(data['seconds'])}")
+    lines += [f"estimate: {memory} of memory in addition to the libraries", *time_lines(pruning_plan)]
     budget = pruning_plan.budget
     if budget.allowance is not None:
         lines.append(
             f"to stay within --memory: batches of {budget.batch_tokens} tokens, {format_bytes(budget.allowance)} of "
             "activations in memory, the others in files next to the output"
         )
+    return lines
+
+
+def time_lines(pruning_plan: "Plan") -> list[str]:
+    """Return how long a run takes, and where other programs are running, how long beside them.
+
+    Args:
+        pruning_plan: The plan of the run.
+    """
+    from eggs_ptp.cli.terminal import format_duration
+    from eggs_ptp.engine.planning.time_estimate import busy_machine, time_range
+
+    if not pruning_plan.seconds:
+        return ["estimate: as long as reading and writing the weights takes"]
+    low, high = (format_duration(seconds) for seconds in time_range(pruning_plan.seconds))
+    processor_time = format_duration(pruning_plan.processor_seconds)
+    lines = [f"estimate: {low} to {high} on an idle machine ({processor_time} of processor time)"]
+    if (busy := busy_machine()) is not None and busy.slowdown > 1:
+        low, high = (format_duration(seconds) for seconds in time_range(pruning_plan.seconds, busy.slowdown))
+        load = f"load {busy.load:.1f} on {busy.processors} processors"
+        lines.append(f"the machine is busy ({load}): {low} to {high} if it stays so")
     return lines

@@ -4,7 +4,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,7 +13,10 @@ from eggs_ptp.cli.torchrun_command import shell_command
 from eggs_ptp.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from eggs_ptp.checkpoint.run_record import RunRecord
+    from eggs_ptp.cli.terminal import Progress
     from eggs_ptp.engine.planning.plan import Plan
     from eggs_ptp.recipe.recipe import Recipe
 
@@ -118,6 +121,11 @@ def _print_plan(model: str, plan: "Plan") -> None:
     print_line("\n".join(summary(model, plan)), stderr=True)
 
 
+def _show_plan(progress: "Progress", print_plan: "Callable[[Plan], None]", plan: "Plan") -> None:
+    progress.expect(plan.seconds)
+    print_plan(plan)
+
+
 def _try_candidates(
     candidates: "dict[str, Recipe]", model: str, text: str | None, where: dict[str, Any], *, quiet: bool
 ) -> dict[str, float]:
@@ -145,6 +153,8 @@ def _prune(
 
     try:
         with Progress("prune", quiet=quiet) as progress:
+            if print_plan := arguments.get("on_plan"):
+                arguments = {**arguments, "on_plan": partial(_show_plan, progress, print_plan)}
             return api.prune(model, output, recipe, listener=progress.listen, **arguments)
     except BaseException as error:
         for note in getattr(error, "__notes__", ()):
@@ -159,41 +169,84 @@ def _print_record(record: "RunRecord", output: Path, perplexities: dict[str, flo
         trials = {"tried": perplexities} if perplexities else {}
         print_json({**record.to_dict(), "output": str(output), **trials})
         return
-    columns = ["matrices", ">count", "pattern", ">kept", "method", ">mean error", ">max error", "B of each block"]
-    rows = matrix_rows(record.matrices)
-    if not any(row[-1] for row in rows):
-        columns = columns[:-1]
-        rows = [row[:-1] for row in rows]
-    print_table(columns, rows)
+    table = matrix_table(record.matrices)
+    print_table(table.columns, table.rows)
+    for note in table.notes:
+        print_line(note)
     stages = ", ".join(
         f"{stage} {format_duration(seconds)}" for stage, seconds in record.stages.items() if seconds >= 0.005
     )
     print_line(f"{format_duration(record.seconds)} ({stages}), peak memory {format_bytes(record.peak_memory_bytes)}")
     print_line(f"Written to {output}; the record of every matrix is in {output / 'eggs.json'}")
-    against = f" --against {record.source['model']}" if record.source.get("model") else ""
-    print_line(f"Verify it: eggs verify {output}{against}")
+    for line in closing_lines(record, output):
+        print_line(line)
 
 
-def matrix_rows(matrices: list[dict[str, Any]]) -> list[list[str]]:
-    """Return table rows of matrices, one for all that differ in their block only, with mean and maximal output error.
+def closing_lines(record: "RunRecord", output: Path) -> list[str]:
+    """Return a warning about thin calibration, and the next steps: evaluate, then verify.
+
+    Args:
+        record: The record of the run.
+        output: The folder that it has written.
+    """
+    from eggs_ptp.evaluation.verdict import thin_calibration
+
+    model = record.source.get("model")
+    against = f" --against {shlex.quote(model)}" if model else ""
+    folder = shlex.quote(str(output))
+    warning = thin_calibration(calibration_tokens(record.calibration) or 0)
+    return [
+        *filter(None, [warning]),
+        "Next, see how good it is, then check the file:",
+        f"  eggs evaluate {folder}{against}",
+        f"  eggs verify {folder}{against}",
+    ]
+
+
+def calibration_tokens(calibration: dict[str, Any] | None) -> int | None:
+    """Return the calibration tokens of a record, 0 where a method needed none; None if it does not say."""
+    if calibration is None:
+        return 0
+    windows, seqlen = calibration.get("nsamples"), calibration.get("seqlen")
+    return int(windows) * int(seqlen) if windows and seqlen else None
+
+
+class MatrixTable(NamedTuple):
+    """A table of pruned matrices: its columns, rows, and lines that say what the columns mean."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def matrix_table(matrices: list[dict[str, Any]]) -> MatrixTable:
+    """Return a table of matrices with a row for all that differ in their block only.
 
     Args:
         matrices: The records of the matrices, as in eggs.json.
     """
-    from eggs_ptp.cli.merged_rows import merge_rows
+    from eggs_ptp.cli.merged_rows import merge_rows, value_range, without_common_prefix
 
-    named_cells = [
-        (matrix["name"], (matrix["pattern"], f"{matrix['density']:.1%}", matrix["method"])) for matrix in matrices
-    ]
+    merged = merge_rows((matrix["name"], (matrix["pattern"], matrix["method"])) for matrix in matrices)
     by_name = {matrix["name"]: matrix for matrix in matrices}
-    rows = []
-    for row in merge_rows(named_cells):
+    prefix, labels = without_common_prefix([row.label for row in merged])
+    cells = []
+    for label, row in zip(labels, merged, strict=True):
         members = [by_name[name] for name in row.names]
-        errors = [matrix["output_error"] for matrix in members if matrix["output_error"] is not None]
-        mean_error, max_error = "-", "-"
-        if errors:
-            mean_error = f"{sum(errors) / len(errors):.4f}"
-            max_error = f"{max(errors):.4f}"
-        diagonal_blocks = " ".join(str(matrix["B"]) for matrix in members if "B" in matrix)
-        rows.append([row.label, str(len(members)), *row.cells, mean_error, max_error, diagonal_blocks])
-    return rows
+        kept = value_range(f"{density:.1%}" for density in sorted(matrix["density"] for matrix in members))
+        errors = sorted(matrix["output_error"] for matrix in members if matrix["output_error"] is not None)
+        error = value_range(f"{value:.3f}" for value in errors) or "-"
+        counts = value_range(str(count) for count in sorted(matrix["B"] for matrix in members if "B" in matrix))
+        cells.append([label, str(len(members)), *row.cells[:1], kept, *row.cells[1:], error, counts])
+    head = f"matrices of {prefix}" if prefix else "matrices"
+    columns = [head, ">count", "pattern", ">kept", "method", ">output error", ">B"]
+    notes = []
+    if any(row[-2] != "-" for row in cells):
+        notes.append(
+            "Output error: what a matrix alone loses on its own calibration inputs. It shows where the loss is, not "
+            "how good the model is: no comparison of methods."
+        )
+    if any(row[-1] for row in cells):
+        notes.append("B: EGGS diagonal blocks in each group of columns.")
+        return MatrixTable(columns, cells, notes)
+    return MatrixTable(columns[:-1], [row[:-1] for row in cells], notes)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 Folders = Annotated[
-    list[Path], typer.Argument(metavar="DIR", help="Pruned folders, dense or packed.", show_default=False)
+    list[Path],
+    typer.Argument(
+        metavar="DIR", help="Pruned folders, dense or packed, or a folder of compare -o.", show_default=False
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Page to write (.html).", show_default=False)]
 Records = Annotated[
@@ -29,8 +32,7 @@ Plots = Annotated[Path | None, typer.Option(help="Folder to write: each plot as 
 Matrix = Annotated[
     list[str] | None,
     typer.Option(
-        help="Show the mask of matrices with this name or glob. May be repeated. Default: the matrices with the "
-        "highest and the lowest output error.",
+        help="Show the mask of matrices with this name or glob. May be repeated. Default: none.",
         show_default=False,
     ),
 ]

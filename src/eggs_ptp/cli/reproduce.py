@@ -132,7 +132,7 @@ def _draw(
     if output is None:
         raise typer.BadParameter(f"{item.name} is a figure: give a folder for its files with -o")
     name, weight = read_matrix(model, matrix)
-    found = stripes(weight)
+    matrix_stripes = stripes(weight)
     picture = heat_map(name, weight)
     files = [str(path) for path in picture.write(output)]
     if json:
@@ -145,7 +145,7 @@ def _draw(
                 "source": item.source,
                 "model": model,
                 "matrix": name,
-                "stripes": found.to_dict(),
+                "stripes": matrix_stripes.to_dict(),
                 "files": files,
             }
         )
@@ -167,7 +167,7 @@ def _run(
     from eggs_ptp.research.reproduction.reproduction import reproduce as run_table
 
     with Progress("reproduce", quiet=json) as progress:
-        show_progress = run_progress("reproduce", progress, quiet=json)
+        show_progress = run_progress(progress, quiet=json)
         reproduction = run_table(item, model, settings, progress=show_progress, **arguments)
     if json:
         print_json({"command": shlex.join(context.obj), **reproduction.to_dict()})
@@ -209,9 +209,10 @@ def _protocol_line(reproduction: "Reproduction") -> str:
     dense = reproduction.comparison.dense
     if reproduction.published.measure != "accuracy":
         evaluation = dense["evaluation"]
+        begin = reproduction.comparison.begin
         return (
             f"perplexity; {evaluation['protocol']}, {evaluation['windows']} windows, "
-            f"{evaluation['tokens']} tokens predicted"
+            f"{evaluation['tokens']} tokens predicted{f'; {begin}' if begin else ''}"
         )
     standard_errors = [task["acc"]["standard_error"] for task in dense["tasks"].values()]
     percents = [100 * error for error in standard_errors if error is not None]

@@ -12,6 +12,7 @@ from eggs_ptp.comparison.grid import Column, ComparisonGrid, Labels, Row
 from eggs_ptp.comparison.search import sample_rows
 from eggs_ptp.core.pattern import AnyPattern, parse_pattern
 from eggs_ptp.errors import MethodError, PatternError, RecipeError
+from eggs_ptp.evaluation.begin_rule import BeginRule
 from eggs_ptp.evaluation.perplexity import Protocol
 from eggs_ptp.method.aliases import with_current_names
 from eggs_ptp.method.catalogue import find_method
@@ -67,6 +68,7 @@ class _Evaluation(BaseModel):
     protocol: Protocol | None = None
     seqlen: Annotated[int, Field(ge=2)] | None = None
     max_windows: Annotated[int, Field(ge=1)] | None = None
+    begin: BeginRule | None = None
 
 
 class _File(BaseModel):

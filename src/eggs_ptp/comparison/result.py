@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eggs_ptp.comparison.grid import CellKey, Labels
+from eggs_ptp.comparison.paired import paired_ratio
+from eggs_ptp.evaluation.begin_rule import describe_begin
+from eggs_ptp.evaluation.estimate import Difference
+from eggs_ptp.evaluation.verdict import little_text
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,45 @@ class Comparison:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return CellSummary(mean, deviation, len(values), mean - self.dense["perplexity"])
 
+    def best_row(self, column: str) -> Labels | None:
+        """Return the row with the lowest perplexity in a column; None if no run has finished there."""
+        means = {row: summary.mean for row in self.rows if (summary := self.summary(row, column))}
+        return min(means, key=means.__getitem__) if means else None
+
+    def ratio_to_dense(self, row: Labels, column: str) -> Difference | None:
+        """Return the perplexity of a cell over that of the dense model, see `paired.paired_ratio`."""
+        return paired_ratio(self.records.get((row, column), ()), [self.dense])
+
+    def ratio_to_best(self, row: Labels, column: str) -> Difference | None:
+        """Return the perplexity of a cell over that of the best row in its column; None for the best row itself."""
+        best = self.best_row(column)
+        if best is None or best == row:
+            return None
+        return paired_ratio(self.records.get((row, column), ()), self.records[best, column])
+
+    def cost(self, row: Labels, column: str, key: str) -> float | None:
+        """Return the mean over seeds of a number in the records, such as `processor_seconds`; None if none has it."""
+        values = [record[key] for record in self.records.get((row, column), ()) if record.get(key) is not None]
+        return statistics.mean(values) if values else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the numbers less certain: too little evaluation text, records without losses."""
+        evaluation = self.dense["evaluation"]
+        warnings = [little_text(evaluation["windows"], evaluation["tokens"])]
+        if self.records and any(paired_ratio(records, [self.dense]) is None for records in self.records.values()):
+            warnings.append(
+                "some records are of an older version, without the loss of each window, so they cannot be paired: "
+                "delete them to run them again"
+            )
+        return [warning for warning in warnings if warning]
+
+    @property
+    def begin(self) -> str:
+        """How evaluation windows begin, in all runs, and why; empty where they begin in mid-text."""
+        evaluation = self.dense["evaluation"]
+        return describe_begin(evaluation.get("begin_tokens", ()), evaluation.get("begin_reason", ""))
+
     def remark(self, row: Labels, column: str) -> str:
         """Return why a cell, or a seed of it, is missing; empty if none is."""
         return self.failed.get((row, column)) or self.undefined.get((row, column), "")
@@ -80,7 +123,7 @@ class Comparison:
             "dense": self.dense,
             "table": table,
             "records": [
-                {"row": list(row), "column": column, **record}
+                {**record, "row": list(row), "column": column}
                 for (row, column), records in self.records.items()
                 for record in records
             ],
@@ -96,5 +139,14 @@ class Comparison:
             "sd": summary.deviation if summary else None,
             "seeds": summary.seeds if summary else 0,
             "difference": summary.difference if summary else None,
+            "ratio_to_dense": _plain(self.ratio_to_dense(row, column)),
+            "ratio_to_best": _plain(self.ratio_to_best(row, column)),
+            "processor_seconds": self.cost(row, column, "processor_seconds"),
+            "peak_memory_bytes": self.cost(row, column, "peak_memory_bytes"),
             "remark": self.remark(row, column),
         }
+
+
+def _plain(ratio: Difference | None) -> dict[str, Any] | None:
+    """Return a ratio as plain data."""
+    return ratio.to_dict() if ratio else None

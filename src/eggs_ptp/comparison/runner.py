@@ -1,11 +1,12 @@
 """Running a grid: every cell is pruned, evaluated and recorded; runs that are recorded already are not repeated."""
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eggs_ptp import api
 from eggs_ptp.checkpoint.run_record import versions
@@ -17,10 +18,30 @@ from eggs_ptp.demo.builtin import DEMO
 from eggs_ptp.engine.planning.device import find_device
 from eggs_ptp.engine.preparation import SharedInputs
 from eggs_ptp.errors import CheckpointError, EggsError
+from eggs_ptp.evaluation.begin_rule import BeginRule
 from eggs_ptp.evaluation.perplexity import Protocol
 from eggs_ptp.recipe.recipe import pattern_text
 
 Progress = Callable[[int, int, str], None]  # called with the finished runs, all runs, and a text about the last one
+
+
+class Estimate(NamedTuple):
+    """How much a comparison has to do.
+
+    Attributes:
+        pending: Runs that are not recorded yet.
+        runs: All runs.
+        pruning_seconds: Estimate of the time to prune the pending ones.
+        evaluation_seconds: Estimate of the time to evaluate them; None before the dense model is evaluated.
+    """
+
+    pending: int
+    runs: int
+    pruning_seconds: float
+    evaluation_seconds: float | None
+
+
+OnEstimate = Callable[[Estimate], None]
 
 
 @dataclass(frozen=True)
@@ -52,11 +73,13 @@ def compare(
     protocol: Protocol | None = None,
     seqlen: int | None = None,
     max_windows: int | None = None,
+    begin: BeginRule | None = None,
     tasks: ZeroShotTasks | None = None,
     device: str = "auto",
     dtype: str = "auto",
     records: Path | None = None,
     progress: Progress | None = None,
+    on_estimate: OnEstimate | None = None,
 ) -> Comparison:
     """Prune a model by every cell of a grid, and evaluate each result, and the dense model, on the same text.
 
@@ -71,12 +94,14 @@ def compare(
         protocol: How the text is cut into windows.
         seqlen: Tokens of a window.
         max_windows: Evaluate only the first windows.
+        begin: Whether packed windows begin with the begin token; "auto" decides by the dense model for all runs.
         tasks: Zero-shot tasks; their scores are in the records, not in the table.
         device: Device of pruning and evaluation.
         dtype: Type of the weights.
         records: Folder in which the record of each finished run is stored as a JSON file. A run that has a record
             there (of the same recipe, model, texts and evaluation) is not repeated.
         progress: Called after the evaluation of the dense model and after each run.
+        on_estimate: Called before the first run and, when the time of an evaluation is known, once more.
 
     Raises:
         EggsError: The model cannot be loaded, the evaluation text cannot be used, or a record cannot be written.
@@ -87,11 +112,19 @@ def compare(
         "protocol": protocol,
         "seqlen": seqlen,
         "max_windows": max_windows,
+        "begin": begin,
     }
     runner = _CellRunner(model, _evaluation(grid, arguments), {"device": device, "dtype": dtype}, records, tasks)
     cells = list(grid.cells())
     notify = progress or (lambda *_: None)
+    pending = [cell for cell in cells if runner.recorded(cell) is None] if on_estimate else []
+    pruning_seconds = runner.estimate_pruning(pending)
+    if on_estimate:
+        on_estimate(Estimate(len(pending), len(cells), pruning_seconds, None))
     dense, outcome = runner.run(None)
+    if on_estimate:
+        evaluation_seconds = dense["evaluation"]["seconds"] * len(pending)
+        on_estimate(Estimate(len(pending), len(cells), pruning_seconds, evaluation_seconds))
     notify(0, len(cells), f"dense: {outcome}")
     cell_records: dict[CellKey, list[dict[str, Any]]] = {}
     failed: dict[CellKey, str] = {}
@@ -140,9 +173,9 @@ def count_recorded_runs(
 
 def _evaluation(grid: ComparisonGrid, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the evaluation: those that are given, or else those of the grid."""
-    keys = ("text", "text_field", "protocol", "seqlen", "max_windows")
+    keys = ("text", "text_field", "protocol", "seqlen", "max_windows", "begin")
     evaluation = {key: grid.evaluation.get(key) if arguments.get(key) is None else arguments[key] for key in keys}
-    return {**evaluation, "text_field": evaluation["text_field"] or "text"}
+    return {**evaluation, "text_field": evaluation["text_field"] or "text", "begin": evaluation["begin"] or "auto"}
 
 
 class _CellRunner:
@@ -171,14 +204,18 @@ class _CellRunner:
         self._tasks = tasks
         self._folder = api.find(model)
         self._shared = SharedInputs()
+        self._begin = evaluation["begin"]  # once the dense model is evaluated, the rule that was decided by it
 
     def run(self, cell: Cell | None) -> tuple[dict[str, Any], str]:
         """Return the record of a cell, or of the dense model (None), and a text about the outcome."""
-        if known := self.recorded(cell):
+        known = self.recorded(cell)
+        if known and (cell is None or _begin_rule_of(known["evaluation"]) == self._begin):
+            self._begin = _begin_rule_of(known["evaluation"])
             return known, f"{known['perplexity']:.2f}, as recorded"
         record = self._prune(cell) if cell else self._evaluate(self._model)
         if path := self._record_path(cell):
             write_record(path, record)
+        self._begin = _begin_rule_of(record["evaluation"])
         seconds = record["evaluation"]["seconds"] + record.get("seconds", 0.0)
         return record, f"{record['perplexity']:.2f} in {seconds:.1f} s"
 
@@ -186,6 +223,17 @@ class _CellRunner:
         """Return the stored record of a cell; None if it has none."""
         path = self._record_path(cell)
         return read_finished_run(path) if path else None
+
+    def estimate_pruning(self, cells: Sequence[Cell]) -> float:
+        """Return the seconds that pruning by cells takes by their plans; 0 for a cell that cannot be planned."""
+        seconds: dict[CellKey, float] = {}
+        for cell in cells:
+            if cell.key not in seconds:
+                try:
+                    seconds[cell.key] = api.plan(self._model, cell.recipe, **self._placement).seconds
+                except EggsError:  # becomes a remark when the cell is run
+                    seconds[cell.key] = 0.0
+        return sum(seconds[cell.key] for cell in cells)
 
     def _record_path(self, cell: Cell | None) -> Path | None:
         """Return the file of a cell's record; None without a folder for records."""
@@ -200,10 +248,16 @@ class _CellRunner:
     def _evaluate(self, model: str | Path) -> dict[str, Any]:
         """Return perplexity, evaluation and versions, and the scores of zero-shot tasks."""
         if self._tasks is None:
-            perplexity = api.evaluate(model, **self._evaluation, **self._placement)
-            return {"perplexity": perplexity.value, "evaluation": perplexity.to_dict(), "versions": versions()}
+            perplexity = api.evaluate(model, **{**self._evaluation, "begin": self._begin}, **self._placement)
+            return {
+                "model": self._model,
+                "perplexity": perplexity.value,
+                "evaluation": perplexity.to_record(),
+                "text": self._evaluation["text"],
+                "versions": versions(),
+            }
         text = self._evaluation["text"] or (DEMO if self._model == DEMO else "wikitext2")
-        arguments = {**self._evaluation, "text": text, "limit": self._tasks.limit}
+        arguments = {**self._evaluation, "begin": self._begin, "text": text, "limit": self._tasks.limit}
         results = api.assess(
             model, tasks=self._tasks.names, data=self._tasks.data, **arguments, **self._placement
         ).results
@@ -218,8 +272,10 @@ class _CellRunner:
             for name, task in results.tasks.items()
         }
         return {
+            "model": self._model,
             "perplexity": results.perplexity.value,
-            "evaluation": results.perplexity.to_dict(),
+            "evaluation": results.perplexity.to_record(),
+            "text": text,
             "tasks": scores,
             "versions": {**versions(), "lm_eval": version("lm_eval")},
         }
@@ -228,12 +284,16 @@ class _CellRunner:
         """Prune by a cell's recipe in a temporary folder, evaluate, and return the record."""
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
+            start = time.process_time()
             run = api.prune(self._model, folder, cell.recipe, shared=self._shared, **self._placement)
+            processor_seconds = time.process_time() - start
             evaluated = self._evaluate(folder)
         sizes = [matrix["shape"][0] * matrix["shape"][1] for matrix in run.matrices]
         kept = [matrix["density"] * size for matrix, size in zip(run.matrices, sizes, strict=True)]
         errors = [matrix["output_error"] for matrix in run.matrices if matrix["output_error"] is not None]
         return {
+            "row": list(cell.key[0]),
+            "column": cell.key[1],
             "method": cell.recipe.method,
             "pattern": pattern_text(cell.recipe.pattern),
             "seed": cell.recipe.seed,
@@ -242,6 +302,7 @@ class _CellRunner:
             "output_error": sum(errors) / len(errors) if errors else None,
             "B": [matrix["B"] for matrix in run.matrices if "B" in matrix],
             "seconds": run.seconds,
+            "processor_seconds": processor_seconds,
             "peak_memory_bytes": run.peak_memory_bytes,
             "device": run.device,
             "dtype": run.dtype,
@@ -249,6 +310,13 @@ class _CellRunner:
             "recipe": cell.recipe.to_toml(),
             "recipe_sha256": run.recipe_sha256,
         }
+
+
+def _begin_rule_of(evaluation: dict[str, Any]) -> BeginRule:
+    """Return the begin rule that gives the same windows as an evaluation; the tokens in them are the tokenizer's."""
+    if evaluation["protocol"] != "packed":
+        return "auto"
+    return "always" if evaluation.get("begin_tokens") else "never"
 
 
 def _comparison(

@@ -3,7 +3,9 @@
 import csv
 import io
 
+from eggs_ptp.comparison.grid import Labels
 from eggs_ptp.comparison.result import Comparison
+from eggs_ptp.evaluation.verdict import format_ratio
 
 
 def text_rows(comparison: Comparison) -> list[list[str]]:
@@ -19,12 +21,51 @@ def text_rows(comparison: Comparison) -> list[list[str]]:
     return [dense_row, *rows]
 
 
+DETAIL_HEADS = (">perplexity", ">× dense", ">× best (95 %)", ">CPU s", ">MB")
+
+
+def detail_rows(comparison: Comparison) -> list[list[str]]:
+    """Return a row per finished cell, column by column and the best first.
+
+    After the labels and the column's head: perplexity, its ratio to the dense model's, its paired ratio to the best of
+    the column with the 95 % interval, and processor time and peak memory of pruning, means over seeds.
+    """
+    rows = []
+    for column in comparison.columns:
+        summaries = {row: summary for row in comparison.rows if (summary := comparison.summary(row, column))}
+        for labels in sorted(summaries, key=lambda row: summaries[row].mean):
+            seconds = comparison.cost(labels, column, "processor_seconds")
+            memory = comparison.cost(labels, column, "peak_memory_bytes")
+            rows.append(
+                [
+                    " ".join(filter(None, labels)),
+                    column,
+                    f"{summaries[labels].mean:.2f}",
+                    format_ratio(summaries[labels].mean / comparison.dense["perplexity"]),
+                    _ratio_to_best(comparison, labels, column),
+                    "-" if seconds is None else f"{seconds:.1f}",
+                    "-" if memory is None else f"{memory / 1e6:.0f}",
+                ]
+            )
+    return rows
+
+
+def _ratio_to_best(comparison: Comparison, labels: Labels, column: str) -> str:
+    if comparison.best_row(column) == labels:
+        return "best"
+    ratio = comparison.ratio_to_best(labels, column)
+    if ratio is None:
+        return "-"
+    interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f}-{ratio.high:.2f})"
+    return f"{format_ratio(ratio.value)}{interval}"
+
+
 def markdown(comparison: Comparison) -> str:
-    """Return a Markdown table with its title above it and a list of remarks below it."""
+    """Return a Markdown table with its title above it, and remarks and how windows begin below it."""
     heads = [*comparison.heads, *comparison.columns]
     rule = "|" + "---|" * len(comparison.heads) + "---:|" * len(comparison.columns)
     table = [_markdown_row(heads), rule, *(_markdown_row(row) for row in text_rows(comparison))]
-    remarks = [f"- {remark}" for remark in comparison.remarks]
+    remarks = [f"- {remark}" for remark in (*comparison.remarks, comparison.begin) if remark]
     parts = [comparison.title, "\n".join(table), "\n".join(remarks)]
     return "\n\n".join(part for part in parts if part)
 

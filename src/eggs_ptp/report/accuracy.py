@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from eggs_ptp.evaluation.verdict import format_ratio, judge_ratio
 from eggs_ptp.report import plots
 from eggs_ptp.report.model_group import DENSE, ModelGroup
-from eggs_ptp.report.number_format import NO_VALUE, format_number, format_with_error
+from eggs_ptp.report.number_format import NO_VALUE, format_bytes, format_number, format_with_error
 from eggs_ptp.report.quality import Measurement
 from eggs_ptp.report.record_files import Kind, Record, number
 from eggs_ptp.report.section import Section, Table, Text
@@ -51,9 +52,23 @@ def comparison_section(group: ModelGroup) -> Section:
             name = f"{group.key}-compared-{record_index}-{column_index}"
             title = f"Perplexity by method: {column}"
             axis = "perplexity, bars: sd over seeds"
-            section.pictures.append(plots.dots(name, title, axis, dots, comparison.dense))
+            if _shows_something(dots):
+                section.pictures.append(plots.dots(name, title, axis, dots, comparison.dense))
         section.tables.append(comparison.table)
+        section.verdict = section.verdict or _comparison_verdict(record)
     return section
+
+
+def _comparison_verdict(record: Record) -> str:
+    """Return which method has the lowest perplexity, and what its ratio to dense means."""
+    cells = [cell for cell in record.data["table"] if number(cell, "perplexity") is not None]
+    dense = number(record.data["dense"] or {}, "perplexity")
+    if not cells or not dense:
+        return ""
+    best = min(cells, key=lambda cell: float(cell["perplexity"]))
+    method = " ".join(best["row"])
+    verdict = judge_ratio(float(best["perplexity"]) / dense, method=method)
+    return f"Lowest perplexity: {method} at {best['column']}, {verdict.headline}."
 
 
 def read_comparison(record: Record) -> ComparisonRecord | None:
@@ -63,8 +78,9 @@ def read_comparison(record: Record) -> ComparisonRecord | None:
     data = record.data
     dense = number(data["dense"] or {}, "perplexity")
     dots: dict[str, list[plots.Dot]] = {}
-    heads = [*data["heads"], "column", ">perplexity", ">seeds", ">difference to dense", "remark"]
-    rows = [["dense", *[""] * (len(data["heads"]) - 1), "", format_number(dense), "", "", ""]]
+    heads = [*data["heads"], "column", ">perplexity", ">seeds", ">difference to dense"]
+    heads += [">× dense", ">processor time", ">memory", "remark"]
+    rows = [["dense", *[""] * (len(data["heads"]) - 1), "", format_number(dense), "", "", "", "", "", ""]]
     for cell in data["table"]:
         mean = number(cell, "perplexity")
         deviation = number(cell, "sd")
@@ -73,7 +89,10 @@ def read_comparison(record: Record) -> ComparisonRecord | None:
             dots.setdefault(str(cell["column"]), []).append(dot)
         difference = format_number(number(cell, "difference"))
         numbers = [format_with_error(mean, deviation), str(cell["seeds"]), difference]
-        rows.append([*cell["row"], str(cell["column"]), *numbers, str(cell["remark"])])
+        ratio = format_ratio(mean / dense) if mean is not None and dense else ""
+        seconds, memory = number(cell, "processor_seconds"), number(cell, "peak_memory_bytes")
+        costs = ["" if seconds is None else f"{seconds:.1f} s", "" if memory is None else format_bytes(memory)]
+        rows.append([*cell["row"], str(cell["column"]), *numbers, ratio, *costs, str(cell["remark"])])
     used = [index for index in range(len(heads)) if any(row[index] for row in rows)]
     title = data.get("title") or "eggs compare"
     table = Table(
@@ -126,9 +145,11 @@ def _add_perplexities(section: Section, group: ModelGroup) -> None:
             ratio = f"{measurement.value / dense_value:.3f}" if dense_value else NO_VALUE
             rows.append([label, format_with_error(measurement.value, measurement.error), ratio])
         name = f"{group.key}-perplexity-{index}"
-        title = "Perplexity, lower is better"
-        section.pictures.append(plots.dots(name, title, "perplexity", dots, dense_value, protocol))
-        caption = f"Perplexity: {protocol}. ± is one standard error over windows."
+        if _shows_something(dots):
+            title = "Perplexity, lower is better"
+            section.pictures.append(plots.dots(name, title, "perplexity", dots, dense_value))
+        measured = f"{protocol}. " if len(by_protocol) > 1 else ""  # the card has the only one
+        caption = f"Perplexity; {measured}± is one standard error over windows"
         section.tables.append(Table(caption, ["model", ">perplexity", ">× dense"], rows))
     if len(by_protocol) > 1:
         section.remarks.append(
@@ -150,7 +171,8 @@ def _add_fidelity(section: Section, group: ModelGroup) -> None:
             if (measurement := (evaluation.quality.fidelity or {}).get(quantity)) is not None
         ]
         name = f"{group.key}-fidelity-{index}"
-        section.pictures.append(plots.dots(name, f"{quantity}, against dense", quantity, dots))
+        if _shows_something(dots):
+            section.pictures.append(plots.dots(name, f"{quantity}, against dense", quantity, dots))
     _add_hidden_errors(section, group)
     if quantities:
         rows = []
@@ -178,7 +200,7 @@ def _add_hidden_errors(section: Section, group: ModelGroup) -> None:
     section.pictures.append(plots.lines(name, title, "relative error", errors, list(run_indices.values())))
     blocks = sorted({block for by_block in errors.values() for block in by_block})
     rows = [[str(block), *(format_number(by_block.get(block)) for by_block in errors.values())] for block in blocks]
-    section.collapsed.append(Table(title, ["block", *(f">{label}" for label in errors)], rows))
+    section.collapsed.append(Table("Every block in numbers", ["block", *(f">{label}" for label in errors)], rows))
 
 
 def _add_tasks(section: Section, group: ModelGroup) -> None:
@@ -190,7 +212,8 @@ def _add_tasks(section: Section, group: ModelGroup) -> None:
         dots = [plots.Dot(label, score, run_index) for label, (run_index, score) in by_label.items()]
         dense_score = by_label[DENSE][1].value if DENSE in by_label else None
         name = f"{group.key}-task-{index}"
-        section.pictures.append(plots.dots(name, f"Task {task}", "share of correct answers", dots, dense_score))
+        if _shows_something(dots):
+            section.pictures.append(plots.dots(name, f"Task {task}", "share of correct answers", dots, dense_score))
     if not by_task:
         return
     rows = []
@@ -216,6 +239,11 @@ def _add_differences(section: Section, group: ModelGroup) -> None:
             "Paired: both models on the same windows and items. For perplexity the ratio, for tasks the difference."
         )
         section.tables.append(Table(caption, heads, rows))
+
+
+def _shows_something(dots: list[plots.Dot]) -> bool:
+    """Return whether a plot says more than its table: two runs or more, or two methods, beside the dense model."""
+    return len({dot.label for dot in dots} - {DENSE}) > 1
 
 
 def _continuation(label: str, prompt: str, text: str) -> Text:

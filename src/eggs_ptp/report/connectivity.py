@@ -107,7 +107,7 @@ def choose_matrices(runs: Sequence[Run], requested: Sequence[str] = ()) -> list[
 
     Args:
         runs: The runs.
-        requested: Names or globs; without any, the matrices with the highest and the lowest mean output error.
+        requested: Names or globs; without any, none: the corner of an N:M mask looks the same for all methods.
 
     Returns:
         Names of matrices.
@@ -121,15 +121,7 @@ def choose_matrices(runs: Sequence[Run], requested: Sequence[str] = ()) -> list[
             if not any(fnmatchcase(name, glob) for name in names):
                 raise ModelError(f"--matrix {glob}: no pruned matrix has this name; {names[0]} is one, for example")
         return [name for name in names if any(fnmatchcase(name, glob) for glob in requested)]
-    errors: dict[str, list[float]] = {}
-    for run in runs:
-        for matrix in run.matrices:
-            if matrix.get("output_error") is not None:
-                errors.setdefault(str(matrix["name"]), []).append(float(matrix["output_error"]))
-    means = {name: sum(values) / len(values) for name, values in errors.items()}
-    if not means:
-        return names[:1]
-    return list(dict.fromkeys([max(means, key=means.__getitem__), min(means, key=means.__getitem__)]))
+    return []
 
 
 def _blocks_to_read(run: Run, max_weights: int) -> set[int]:

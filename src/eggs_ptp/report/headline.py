@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 
+from eggs_ptp.evaluation.verdict import judge_ratio
 from eggs_ptp.report.model_group import DENSE, ModelGroup
 from eggs_ptp.report.number_format import NO_VALUE, format_bytes, format_duration, format_number, format_with_error
 from eggs_ptp.report.quality import Perplexity
 from eggs_ptp.report.record_files import Kind
-from eggs_ptp.report.run_folder import Run
+from eggs_ptp.report.run_folder import Run, packed_sibling_bytes
 from eggs_ptp.report.section import Card, Section, Table
 from eggs_ptp.report.speed import Speedup, read_speedup
 
-_HEADS = ("run", "method", "pattern", ">perplexity", ">× dense", ">output error", ">kept", ">stored", ">speedup")
+_HEADS = ("run", "method", "pattern", ">perplexity", ">× dense", ">kept", ">stored", ">speedup")
 
 
 def headline_section(group: ModelGroup) -> Section:
-    """Show three cards, of the best run where there are several, and then a table with a row per run."""
+    """Show a verdict and a card for what was measured, of the best run, and for several runs a row for each."""
     section = Section(f"{group.key}-headline", "At a glance")
     protocol, perplexities = _comparable_perplexities(group)
     runs = {run.label: run for run in group.runs}
@@ -22,22 +23,53 @@ def headline_section(group: ModelGroup) -> Section:
     best = group.runs[0].label
     if evaluated:
         best = min(evaluated, key=lambda label: perplexities[label].measurement.value)
-    section.cards = [
-        _quality_card(runs[best], perplexities, protocol, len(runs)),
-        _size_card(group.runs),
-        _speed_card(group.runs),
-    ]
+    section.verdict = _verdict(runs[best], group, perplexities)
+    cards = [_size_card(group.runs)]
+    if best in perplexities:
+        cards.insert(0, _quality_card(runs[best], perplexities, protocol, len(runs)))
+    speed = _speed_card(group.runs)
+    section.cards = [*cards, speed] if speed else cards
     if len(runs) > 1:
         measured = f"Perplexity: {protocol}. " if protocol else ""
         section.tables.append(
             Table(
-                f"{measured}Output error: mean over matrices. Kept: share of the weights of pruned matrices. Speedup: "
-                "text generation, packed over the fastest dense form; ?: not reliable, the samples vary too much.",
+                f"{measured}Kept: share of the weights of pruned matrices. Speedup: text generation, packed over the "
+                "fastest dense form; ?: not reliable, the samples vary too much.",
                 [*_HEADS, ">time to prune"],
                 [_row(run, perplexities) for run in group.runs],
             )
         )
     return section
+
+
+def _verdict(best: Run, group: ModelGroup, perplexities: dict[str, Perplexity]) -> str:
+    """Return what the perplexity of the best run means, or how to find out."""
+    name = f"{best.label} ({best.method}, {best.pattern})" if best.method not in best.label else best.label
+    perplexity, dense = perplexities.get(best.label), perplexities.get(DENSE)
+    if perplexity is None:
+        return "Not evaluated: how good the model is, is not known. eggs evaluate DIR --against MODEL measures it."
+    if dense is None:
+        return (
+            f"{name} has a perplexity of {format_number(perplexity.measurement.value)}; without the dense model's, it "
+            "says little. eggs evaluate DIR --against MODEL compares them."
+        )
+    calibration = best.manifest.get("calibration")
+    tokens = int(calibration.get("nsamples", 0)) * int(calibration.get("seqlen", 0)) if calibration else 0
+    ratio = perplexity.measurement.value / dense.measurement.value
+    verdict = judge_ratio(ratio, _ratio_interval(best, group, ratio), method=best.method, calibration_tokens=tokens)
+    prefix = f"Best of {len(group.runs)}, {name}" if len(group.runs) > 1 else name
+    return f"{prefix}: {verdict.text}."
+
+
+def _ratio_interval(run: Run, group: ModelGroup, ratio: float) -> tuple[float, float] | None:
+    """Return the recorded 95 % interval of this ratio; None if it was not measured in pairs."""
+    for label, _, quality in group.evaluations():
+        measured = (quality.differences or {}).get("perplexity, ratio")
+        if label != run.label or measured is None or measured.low is None or measured.high is None:
+            continue
+        if abs(measured.value - ratio) < 1e-6 * ratio:
+            return measured.low, measured.high
+    return None
 
 
 def _comparable_perplexities(group: ModelGroup) -> tuple[str, dict[str, Perplexity]]:
@@ -58,7 +90,6 @@ def _row(run: Run, perplexities: dict[str, Perplexity]) -> list[str]:
         run.pattern,
         _perplexity_text(perplexity) if perplexity else NO_VALUE,
         _ratio_text(perplexity, perplexities.get(DENSE)),
-        format_number(run.error),
         f"{run.kept:.1%}",
         format_bytes(run.stored),
         speedup.text if speedup else NO_VALUE,
@@ -77,17 +108,14 @@ def _ratio_text(perplexity: Perplexity | None, dense: Perplexity | None) -> str:
 
 
 def _quality_card(run: Run, perplexities: dict[str, Perplexity], protocol: str, run_count: int) -> Card:
-    error = f"mean output error {format_number(run.error)}" if run.error is not None else "output error not recorded"
-    if run.label not in perplexities:
-        return Card("Quality", "not evaluated", [error, "eggs evaluate measures perplexity"])
     perplexity = perplexities[run.label]
     dense = perplexities.get(DENSE)
-    notes = [protocol, error]
+    notes = [protocol]
     if dense:
         notes.insert(0, f"{_ratio_text(perplexity, dense)} times the dense model's {_perplexity_text(dense)}")
     if run_count == 1:
         return Card("Perplexity", _perplexity_text(perplexity), notes)
-    notes = [f"{run.label}: {run.method}", *notes[:-1]]
+    notes = [f"{run.label}: {run.method}", *notes]
     evaluated = len(perplexities.keys() - {DENSE})
     if evaluated < run_count:
         notes.append(f"among {evaluated} of {run_count} runs, those with this protocol")
@@ -111,16 +139,20 @@ def _size_card(runs: Sequence[Run]) -> Card:
             if linears:
                 packed = format_bytes(linears["packed"])
                 notes.append(f"linears in memory: {packed} packed, {format_bytes(linears['dense'])} dense")
+    packed_sizes = sorted({size for run in runs if (size := packed_sibling_bytes(run)) is not None})
+    if packed_sizes:
+        notes.append(f"{_range_text([format_bytes(size) for size in packed_sizes])} packed, in the folder beside it")
     patterns = " and ".join(sorted({run.pattern for run in runs}))
     return Card(f"Kept, {patterns}", kept, list(dict.fromkeys(notes)))
 
 
-def _speed_card(runs: Sequence[Run]) -> Card:
+def _speed_card(runs: Sequence[Run]) -> Card | None:
+    """Return the card of the highest speedup; None if none was measured."""
     seconds = sorted(float(run.manifest.get("seconds", 0.0)) for run in runs)
     pruned_in = f"pruned in {_range_text([format_duration(value) for value in seconds])}"
     speedups = {run.label: speedup for run in runs if (speedup := _speedup(run)) is not None}
     if not speedups:
-        return Card("Speed", "not measured", ["eggs bench DIR --record measures it", pruned_in])
+        return None
     fastest = max(speedups, key=lambda label: speedups[label].value)
     notes = [fastest] if len(runs) > 1 else []
     notes.append(f"over {speedups[fastest].over}, the fastest dense form")

@@ -30,7 +30,8 @@ def output_error_section(group: ModelGroup) -> Section:
         return section
     section.remarks.append(
         "Relative output error, ‖X (W − W′)ᵀ‖² / ‖X Wᵀ‖², of each matrix on calibration tokens, as recorded when it "
-        "was pruned: 0 is as good as dense."
+        "was pruned. It shows where the loss is. It is not the quality of the model: a method with the higher output "
+        "error can give the better model."
     )
     linears = list(
         dict.fromkeys(block_and_linear(str(matrix["name"]))[1] for run in group.runs for matrix in run.matrices)
@@ -135,7 +136,8 @@ def _add_degrees(section: Section, group: ModelGroup) -> None:
     shares = {label: connectivity.shares for label, connectivity in group.connectivity.items() if connectivity.shares}
     if not shares:
         return
-    section.pictures.append(plots.ridges(f"{group.key}-degrees", "Degrees of inputs", shares))
+    if len(shares) > 1 or any(connectivity.dead for connectivity in group.connectivity.values()):
+        section.pictures.append(plots.ridges(f"{group.key}-degrees", "Degrees of inputs", shares))
     rows = []
     is_partial = False
     for run in group.runs:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from eggs_ptp.report.connectivity import Connectivity
 from eggs_ptp.report.quality import Perplexity, Quality, read_quality
-from eggs_ptp.report.record_files import Record
+from eggs_ptp.report.record_files import Kind, Record
 from eggs_ptp.report.run_folder import Run
 
 DENSE = "dense"
@@ -31,6 +31,7 @@ class ModelGroup:
         records: Records about the dense model.
         connectivity: Connectivity by label of the run, where the weights are there.
         corner_names: Matrices whose corners are drawn.
+        named: The dense model of a group that has only a comparison and no runs.
     """
 
     key: str
@@ -38,11 +39,12 @@ class ModelGroup:
     records: list[Record]
     connectivity: dict[str, Connectivity]
     corner_names: list[str]
+    named: str = ""
 
     @property
     def model(self) -> str:
         """The dense model that all runs were made from."""
-        return self.runs[0].model
+        return self.runs[0].model if self.runs else self.named
 
     def evaluations(self) -> list[Evaluation]:
         """Return all evaluations, those of the dense model first."""
@@ -78,7 +80,7 @@ class ModelGroup:
 
     def is_made_from(self, model: str) -> bool:
         """Return whether the runs were made from this model."""
-        source = str(self.runs[0].manifest["source"]["model"])
+        source = str(self.runs[0].manifest["source"]["model"]) if self.runs else self.named
         if model == source:
             return True
         paths = [Path(name).expanduser() for name in (model, source)]
@@ -93,7 +95,10 @@ def attach_to_models(groups: Sequence[ModelGroup], records: Sequence[Record]) ->
     """
     remaining = []
     for record in records:
-        matching = [group for group in groups if record.model is not None and group.is_made_from(record.model)]
+        is_pruned = record.kind is Kind.compared_run and "recipe" in record.data  # not a result of the dense model
+        matching = [
+            group for group in groups if record.model is not None and not is_pruned and group.is_made_from(record.model)
+        ]
         for group in matching:
             group.records.append(record)
         if not matching:

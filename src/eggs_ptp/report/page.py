@@ -42,7 +42,7 @@ def _environment() -> Any:
         from jinja2 import Environment, PackageLoader, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
-        raise BackendError("reports need matplotlib and jinja2: pip install 'eggs-ptp[report]'") from error
+        raise BackendError("reports need matplotlib and jinja2: pip install matplotlib jinja2") from error
     environment = Environment(
         loader=PackageLoader(_PACKAGE),
         autoescape=True,

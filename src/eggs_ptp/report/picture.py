@@ -127,7 +127,7 @@ def styled() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise BackendError("reports need matplotlib and jinja2: pip install 'eggs-ptp[report]'") from error
+        raise BackendError("reports need matplotlib and jinja2: pip install matplotlib jinja2") from error
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
     with matplotlib.rc_context({**defaults, **_STYLE}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the fonts of the page may have it

@@ -52,9 +52,10 @@ def _properties(run: Run) -> dict[str, str]:
 def _calibration_text(calibration: dict[str, Any] | None) -> str:
     if not calibration:
         return "none needed"
+    begin = " that begin with the begin token" if calibration.get("begin_tokens") else ""
     return (
-        f"{calibration.get('nsamples')} windows of {calibration.get('seqlen')} tokens, {calibration.get('source')}, "
-        f"SHA-256 {calibration.get('sha256', NO_VALUE)}"
+        f"{calibration.get('nsamples')} windows of {calibration.get('seqlen')} tokens{begin}, "
+        f"{calibration.get('source')}, SHA-256 {calibration.get('sha256', NO_VALUE)}"
     )
 
 

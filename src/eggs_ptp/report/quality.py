@@ -98,6 +98,8 @@ def _perplexity(data: Mapping[str, Any]) -> Perplexity | None:
     protocol = [f"text: {_text_name(data.get('text'))}", f"{evaluation['windows']} {windows} {seqlen} tokens"]
     if evaluation.get("stride") not in (None, seqlen):
         protocol.append(f"stride {evaluation['stride']}")
+    if evaluation.get("begin_tokens"):
+        protocol.append("each begins with the begin token")
     protocol.append(f"{evaluation['tokens']} tokens predicted")
     if evaluation.get("sha256"):
         protocol.append(f"windows SHA-256 {evaluation['sha256'][:8]}")

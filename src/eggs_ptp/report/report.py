@@ -12,6 +12,7 @@ from eggs_ptp.report.accuracy import (
     read_texts,
     text_section,
 )
+from eggs_ptp.report.comparison_folder import read_comparison_folder
 from eggs_ptp.report.connectivity import MAX_WEIGHTS, Connectivity, choose_matrices, read_connectivity
 from eggs_ptp.report.headline import headline_section
 from eggs_ptp.report.layers import connectivity_section, output_error_section, read_bounds, read_diagnosis
@@ -74,7 +75,7 @@ def make_report(
     Runs of different models go into separate groups and are not compared.
 
     Args:
-        folders: Pruned folders.
+        folders: Pruned folders, and folders of `eggs compare -o`.
         records: Record files, or folders of them; those in or next to a pruned folder are found without.
         matrices: Names or globs of the matrices whose masks are drawn.
         all_blocks: Read the masks of all blocks of large runs, not of some.
@@ -85,15 +86,20 @@ def make_report(
         ModelError: No matrix has a requested name.
         BackendError: matplotlib or jinja2 is not installed.
     """
-    runs, skipped = read_runs(folders)
+    comparisons = [record for folder in folders for record in read_comparison_folder(folder)]
+    pruned = [folder for folder in folders if folder not in {record.path for record in comparisons}]
+    runs, skipped = read_runs(pruned) if pruned or not comparisons else ([], [])
     readable, unreadable = read_records(records, [run.folder for run in runs])
     skipped += unreadable
     complete = [record for record in readable if _is_complete(record, skipped)]
-    remaining = attach_to_runs(runs, complete)
+    remaining = [*attach_to_runs(runs, complete), *(each for each in comparisons if _is_complete(each, skipped))]
     groups = []
     for index, members in enumerate(group_by_model(runs)):
         corner_names = choose_matrices(runs if matrices else members, matrices)
         groups.append(ModelGroup(f"m{index}", members, [], {}, corner_names))
+    for record in remaining:
+        if record in comparisons and not any(group.is_made_from(record.model or "") for group in groups):
+            groups.append(ModelGroup(f"m{len(groups)}", [], [], {}, [], named=record.model or ""))
     for record in attach_to_models(groups, remaining):
         about = record.model or "a model that it does not name"
         skipped.append(Skipped(record.path, f"{record.kind}: about {about}, which is not in this report"))
@@ -108,7 +114,8 @@ def make_report(
                 progress(done, len(runs))
     groups_with_sections = []
     for group in groups:
-        sections = [make_section(group) for make_section in _SECTIONS]
+        makers = _SECTIONS if group.runs else (comparison_section,)
+        sections = [make_section(group) for make_section in makers]
         groups_with_sections.append((group, [section for section in sections if not section.is_empty]))
     return Report(groups_with_sections, skipped)
 

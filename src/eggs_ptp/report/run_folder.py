@@ -1,5 +1,6 @@
 """Runs: pruned folders with their records."""
 
+import glob
 import hashlib
 import json
 import re
@@ -173,6 +174,28 @@ def _read_run(folder: Path, label: str) -> Run:
         stored=sum(file.stat().st_size for file in files) if files else None,
         packed=packed,
     )
+
+
+def packed_sibling_bytes(run: Run) -> int | None:
+    """Return the size of the packed weights of the same run in a folder beside it; None if there is none.
+
+    A folder beside it counts if its name starts with that of the run, and source, recipe and calibration are the same.
+    """
+    folder = run.folder.resolve()
+    if run.packed:
+        return None
+    for sibling in sorted(folder.parent.glob(f"{glob.escape(folder.name)}?*")):
+        files = list(sibling.glob("*.safetensors"))
+        if files and _is_same_run(run, sibling) and _is_packed(sibling):
+            return sum(file.stat().st_size for file in files)
+    return None
+
+
+def _is_packed(folder: Path) -> bool:
+    try:
+        return is_packed_block(read_config(folder, packed=True).get("quantization_config"))
+    except EggsError:
+        return False
 
 
 def _labels(folders: Sequence[Path]) -> dict[Path, str]:

@@ -53,6 +53,7 @@ class Section:
     Attributes:
         slug: Start of its ids.
         title: The heading.
+        verdict: One sentence that says what the section comes to; empty for none.
         remarks: Paragraphs.
         cards: Key numbers.
         pictures: Plots.
@@ -64,6 +65,7 @@ class Section:
 
     slug: str
     title: str
+    verdict: str = ""
     remarks: list[str] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -75,4 +77,6 @@ class Section:
     @property
     def is_empty(self) -> bool:
         """Whether there is no content."""
-        return not any((self.remarks, self.cards, self.pictures, self.tables, self.texts, self.collapsed, self.code))
+        return not any(
+            (self.verdict, self.remarks, self.cards, self.pictures, self.tables, self.texts, self.collapsed, self.code)
+        )

@@ -185,6 +185,7 @@ def scored(monkeypatch):
         return function(model, text=text, **settings)
 
     monkeypatch.setattr(runner.api, "assess", assess)
+    monkeypatch.setattr(runner.api.evaluation, "assess", assess)
     return calls
 
 
@@ -203,8 +204,8 @@ def test_accuracies_are_per_cent_with_their_mean(tiny_as, wikitext, scored, tmp_
     reproduce(item, model, settings, records=records)
     assert len(scored) == evaluations == 7
     grid, tasks = build_grid(item, model, settings)
-    assert runner.count_recorded_runs(grid, model, records, tasks=tasks, **settings.evaluation()) == (7, 7)
-    assert runner.count_recorded_runs(grid, model, records, **settings.evaluation()) == (0, 7)
+    assert runner.count_recorded_runs(grid, model, records, tasks=tasks, **settings.evaluation(result.model)) == (7, 7)
+    assert runner.count_recorded_runs(grid, model, records, **settings.evaluation(result.model)) == (0, 7)
 
 
 def test_task_files_select_the_local_tasks(tmp_path):
@@ -277,3 +278,33 @@ def test_tiles_are_averaged():
     pixels = tile_means(magnitude)
     assert pixels.shape == (256, 4)
     assert torch.equal(torch.from_numpy(pixels), (magnitude[0::2] + magnitude[1::2]) / 2)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_calibration_windows_begin_as_those_of_the_papers_do(name):
+    item = published()[name]
+    for settings in (ProtocolSettings(), ProtocolSettings(calibration="my.txt"), ProtocolSettings(nsamples=3)):
+        assert build_grid(item, "model", settings)[0].recipe.calibration.begin == "never"
+    changed = ProtocolSettings(overrides=("calibration.begin=auto",))
+    assert build_grid(item, "model", changed)[0].recipe.calibration.begin == "auto"
+
+
+def test_a_reproduction_on_a_model_that_needs_begin_tokens(tiny_with_begin, wikitext):
+    result = reproduce(find_published("eggs-2of4"), str(tiny_with_begin("gemma3")), small(wikitext))
+    calibrations = [run["calibration"] for run in result.to_dict()["runs"] if run["calibration"]]
+    assert {tuple(calibration["begin_tokens"]) for calibration in calibrations} == {()}
+    assert (
+        result.comparison.begin == "every window begins with the begin token: gemma3_text models are broken without it"
+    )
+    begins = [
+        record["evaluation"]["begin_tokens"] for records in result.comparison.records.values() for record in records
+    ]
+    assert begins == [[256]] * len(begins)
+
+
+def test_evaluation_windows_of_a_papers_model_begin_in_mid_text():
+    llama = paper_models()["llama2-7b"]
+    assert ProtocolSettings().evaluation(llama)["begin"] == "never"
+    assert ProtocolSettings(text="data/wiki.test.raw").evaluation(llama)["begin"] == "never"
+    assert ProtocolSettings(text="my.jsonl").evaluation(llama)["begin"] is None
+    assert ProtocolSettings().evaluation(None)["begin"] is None

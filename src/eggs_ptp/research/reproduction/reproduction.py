@@ -188,13 +188,24 @@ class ProtocolSettings:
     data: Path | None = None
     limit: int | None = None
 
-    def evaluation(self) -> dict[str, Any]:
-        """Return the evaluation arguments of `compare`."""
+    @property
+    def has_papers_text(self) -> bool:
+        """Whether the evaluation text is WikiText-2."""
+        return self.text in (None, "wikitext2") or Path(str(self.text)).name in _WIKITEXT_FILES
+
+    def evaluation(self, model: PaperModel | None) -> dict[str, Any]:
+        """Return the evaluation arguments of `compare`.
+
+        Args:
+            model: The paper's model with the shape of the evaluated one. Its windows begin in mid-text as the paper's
+                do; other models may be broken without a begin token, and then get it.
+        """
         return {
             "text": self.text,
             "text_field": self.text_field,
             "seqlen": self.eval_seqlen,
             "max_windows": self.max_windows,
+            "begin": "never" if model and self.has_papers_text else None,
         }
 
 
@@ -250,7 +261,8 @@ def reproduce(
         EggsError: See `compare`.
     """
     grid, tasks = build_grid(item, model, settings)
-    folder = api.find(model)
+    known = known_model(model, read_config(api.find(model)))
+    paper_model, same_name = known or (None, False)
     comparison = compare(
         grid,
         model,
@@ -259,10 +271,8 @@ def reproduce(
         progress=progress,
         device=device,
         dtype=dtype,
-        **settings.evaluation(),
+        **settings.evaluation(paper_model),
     )
-    known = known_model(model, read_config(folder))
-    paper_model, same_name = known or (None, False)
     remarks = [*_differences(comparison, settings), *comparison.remarks]
     if paper_model and not same_name:
         remarks.insert(0, f"{model} has the shape of {paper_model.title}; the paper's numbers are of {paper_model.hub}")
@@ -287,7 +297,7 @@ def why_not_comparable(
         if settings.data is not None:
             return "the items of local tasks are not those of the paper"
         return "only some items were evaluated" if settings.limit else ""
-    if settings.text not in (None, "wikitext2") and Path(str(settings.text)).name not in _WIKITEXT_FILES:
+    if not settings.has_papers_text:
         return f"the paper's text is WikiText-2, not {settings.text}"
     seqlen = dense["evaluation"]["seqlen"]
     if seqlen != PAPER_SEQLEN:
