@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eggs_ptp.api import assess, evaluate, load, plan, prune, verify
+    from eggs_ptp.api import adapt, assess, evaluate, export_base, load, plan, prune, verify
     from eggs_ptp.core.pattern import Pattern, Unstructured
     from eggs_ptp.errors import EggsError
     from eggs_ptp.method.catalogue import METHODS
@@ -22,6 +22,8 @@ _MODULES = {
     "prune": "api",
     "plan": "api",
     "verify": "api",
+    "export_base": "api",
+    "adapt": "api",
     "evaluate": "api",
     "assess": "api",
     "load": "api",
@@ -43,8 +45,10 @@ __all__ = [
     "Recipe",
     "Step",
     "Unstructured",
+    "adapt",
     "assess",
     "evaluate",
+    "export_base",
     "keep_zeros",
     "load",
     "pack",

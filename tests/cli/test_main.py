@@ -16,6 +16,7 @@ VERBS = (
     "verify",
     "diagnose",
     "export",
+    "adapt",
     "evaluate",
     "compare",
     "reproduce",

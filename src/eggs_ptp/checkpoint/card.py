@@ -10,6 +10,7 @@ from eggs_ptp.checkpoint.run_record import RunRecord, versions
 from eggs_ptp.sparse.packed_config import PackedConfig
 
 _FORMAT_SENTENCE = re.compile(r"The weights are (?:stored dense with zeros|packed)[^\n]*")  # to the end of its line
+_FOLD_SENTENCE = re.compile(r"The channels of the model are permuted compared with the base model[^\n]*")
 _VALUE_KINDS = {"int8": "int8 with a scale for every row", "int4": "int4 with a scale for every 64 of a row"}
 
 
@@ -66,6 +67,18 @@ def update_card_format(card: str, config: dict[str, Any], packed_config: PackedC
     return _FORMAT_SENTENCE.sub(lambda _: _format_sentence(config, packed_config), card, count=1)
 
 
+def update_card_permutation(card: str, permuted: int) -> str:
+    """Return the card of a folder with folded permutations, changed for the same weights in the source's channels.
+
+    Args:
+        card: Text of the card.
+        permuted: How many matrices satisfy their pattern in a permutation only.
+    """
+    sentence = _base_sentence(permuted)
+    changed, found = _FOLD_SENTENCE.subn(lambda _: sentence, card, count=1)
+    return changed if found else f"{card.rstrip()}\n\n{sentence}\n"
+
+
 def _front_matter(base: str, source_card: Mapping[str, Any], tags: list[str]) -> list[str]:
     """The metadata that the hub reads; a local model is not named as base model, but the one that its card names is."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -82,18 +95,24 @@ def _permutation_lines(record: RunRecord) -> list[str]:
     if record.permutations == "fold":
         return [
             "",
-            "The channels of the model are permuted compared with the base model, which does not change what it "
-            "computes: every N:M matrix satisfies its pattern in the column order that it is stored in. "
+            "The channels of the model are permuted compared with the base model: every N:M matrix satisfies its "
+            "pattern in the column order that it is stored in. The permutation alone changes no output of the model, "
+            "but whatever was made for the base model and has its channels (LoRA adapters, merges, steering vectors, "
+            "draft heads, classifier heads) meets other channels here: `eggs adapt` permutes a LoRA adapter for this "
+            "model, and `eggs export --permutation base` writes the model in the base model's channels. "
             "`eggs/orders.safetensors` has the permutations, and `eggs verify --against` undoes them to compare.",
         ]
     if permuted:
-        return [
-            "",
-            f"{permuted} matrices satisfy their pattern in a channel permutation, which `eggs/orders.safetensors` has: "
-            "the groups of `weight[:, permutation]` are consecutive. The weights here are in their original order, so "
-            "the model runs as usual.",
-        ]
+        return ["", _base_sentence(permuted)]
     return []
+
+
+def _base_sentence(permuted: int) -> str:
+    return (
+        f"{permuted} matrices satisfy their pattern in a channel permutation, which `eggs/orders.safetensors` has: "
+        "the groups of `weight[:, permutation]` are consecutive. The weights here are in their original order, so "
+        "the model runs as usual."
+    )
 
 
 def _format_sentence(config: dict[str, Any], packed_config: PackedConfig | None) -> str:

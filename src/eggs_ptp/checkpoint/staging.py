@@ -34,6 +34,7 @@ MANIFEST = "eggs.json"
 ORDERS = "eggs/orders.safetensors"
 CARD = "README.md"
 _INDEX = "model.safetensors.index.json"
+_MODEL_CONFIG = "config.json"
 MAX_SINGLE_FILE_BYTES = 2 * 1024**3  # checkpoints of at most this many bytes become a single model.safetensors
 # Errors that the same command would end with again, so that keeping its finished blocks is no use.
 _REPEATABLE_ERRORS = (CalibrationError, MethodError, NumericsError, PatternError, RecipeError)
@@ -58,18 +59,21 @@ class StagingFolder:
         output: The folder to write.
         overwrite: Replace a model folder that is there.
         journal: Keep the finished blocks of a run that does not reach its end.
+        config: The file by which a folder that may be replaced is recognised; that of a model by default.
 
     Raises:
         CheckpointError: The output exists and is not empty (without `overwrite`), is no model folder, or cannot be
             written; another process is writing it; or it has an interrupted run (without `overwrite`).
     """
 
-    def __init__(self, output: Path, *, overwrite: bool = False, journal: bool = False) -> None:
+    def __init__(
+        self, output: Path, *, overwrite: bool = False, journal: bool = False, config: str = _MODEL_CONFIG
+    ) -> None:
         try:
             self.output = output.resolve()  # links, and the current folder given as ".", cannot be renamed
         except RuntimeError as error:  # Python 3.11 and 3.12, if links form a ring
             raise CheckpointError(f"{output}: a link that leads nowhere; pass another folder") from error
-        _check_output(output, self.output, overwrite=overwrite)
+        _check_output(output, self.output, overwrite=overwrite, config=config)
         self.journal: Journal | None = None
         self._overwrite = overwrite
         self._keeps_journal = journal
@@ -325,13 +329,14 @@ class StagingFolder:
         return self._previous.exists() and not self.output.exists()
 
 
-def _check_output(given: Path, output: Path, *, overwrite: bool) -> None:
+def _check_output(given: Path, output: Path, *, overwrite: bool, config: str) -> None:
     """Refuse outputs that cannot be written or must not be replaced.
 
     Args:
         given: The path as the caller gave it, for messages.
         output: The same with links resolved.
-        overwrite: A model folder may be replaced.
+        overwrite: A folder of the same kind may be replaced.
+        config: The file that a folder of this kind has.
 
     Raises:
         CheckpointError: A mount point, a file, or a folder that is not empty (with `overwrite`: that has no config).
@@ -348,9 +353,10 @@ def _check_output(given: Path, output: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"{given}: not empty; pass --overwrite to replace it, or another folder")
-    if not (output / "config.json").exists():
+    if not (output / config).exists():
+        kind = "model" if config == _MODEL_CONFIG else "adapter"
         raise CheckpointError(
-            f"{given}: --overwrite replaces model folders only, and this one has no config.json; pass another folder"
+            f"{given}: --overwrite replaces {kind} folders only, and this one has no {config}; pass another folder"
         )
 
 

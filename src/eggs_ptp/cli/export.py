@@ -1,4 +1,4 @@
-"""`eggs export`: write a pruned folder packed, a packed one dense, or the masks only."""
+"""`eggs export`: write a pruned folder packed, a packed one dense, a folded one unfolded, or the masks only."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +14,12 @@ class Form(StrEnum):
 
     dense = "dense"
     packed = "packed"
+
+
+class Channels(StrEnum):
+    """Channel orders of a folder."""
+
+    base = "base"
 
 
 class Values(StrEnum):
@@ -42,6 +48,15 @@ _Values = Annotated[
         show_default="those of the folder",
     ),
 ]
+_Permutation = Annotated[
+    Channels | None,
+    typer.Option(
+        "--permutation",
+        help="base: undo the folded permutations and write the folder dense, in the channel order of the model that it "
+        "was pruned from. LoRA adapters and merges made for that model fit; matrices are N:M in a permutation only.",
+        show_default=False,
+    ),
+]
 _Masks = Annotated[
     Path | None,
     typer.Option("--masks", help="File to write: masks, one bit per weight (.safetensors).", show_default=False),
@@ -55,24 +70,55 @@ def export(
     output: _Output = None,
     pattern: _Pattern = None,
     values: _Values = None,
+    permutation: _Permutation = None,
     masks: _Masks = None,
     overwrite: _Overwrite = False,
     json: flags.Json = False,
 ) -> None:
-    """Write a pruned folder packed or dense, or its masks, which prune --mask reads.
+    """Write a pruned folder packed or dense, in the base model's channels, or its masks, which prune --mask reads.
 
     Values do not change, unless packing quantises them.
     """
-    if (form is None) == (masks is None) or (form is None) != (output is None):
-        raise typer.BadParameter(
-            "expected one thing to write: --format packed -o DIR, --format dense -o DIR, or --masks FILE"
-        )
-    if values is not None and form is not Form.packed:
+    if values is not None and form is not Form.packed and (form or masks or permutation):
         raise typer.BadParameter("--values quantises while packing, so it needs --format packed")
+    if permutation is not None:
+        _check_base_export(form, output, pattern, masks)
+    elif (form is None) == (masks is None) or (form is None) != (output is None):
+        raise typer.BadParameter(
+            "expected one thing to write: --format packed -o DIR, --format dense -o DIR, --permutation base -o DIR, or "
+            "--masks FILE"
+        )
     if masks is not None:
         _export_masks(folder, masks, json)
+    elif permutation is not None and output is not None:
+        _export_base(folder, output, overwrite, json)
     elif form is not None and output is not None:
         _export_folder(folder, form, output, pattern, values, overwrite, json)
+
+
+def _check_base_export(form: Form | None, output: Path | None, pattern: str | None, masks: Path | None) -> None:
+    if form is Form.packed:
+        raise typer.BadParameter(
+            "--permutation base writes a dense folder; pack that one: eggs export OUT --format packed -o PACKED"
+        )
+    if output is None or masks is not None or pattern is not None:
+        raise typer.BadParameter("expected --permutation base -o DIR, without --masks and --pattern")
+
+
+def _export_base(folder: Path, output: Path, overwrite: bool, json: bool) -> None:
+    from dataclasses import asdict
+
+    from eggs_ptp import api
+    from eggs_ptp.cli.terminal import print_json, print_line
+
+    exported = api.export_base(folder, output, overwrite=overwrite)
+    if json:
+        print_json({"folder": str(folder), **asdict(exported)})
+        return
+    print_line(f"Written to {output}, dense, in the channel order of {exported.source}")
+    counts = f"{exported.permuted} of {exported.matrices} matrices"
+    print_line(f"{counts} are N:M only in permutations that it stores, not as written;")
+    print_line("eggs verify and eggs export --format packed read them")
 
 
 def _export_masks(folder: Path, masks: Path, json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from eggs_ptp.cli import (
+    adapt,
     bench,
     compare,
     demo,
@@ -48,6 +49,7 @@ for verb in (
     verify.verify,
     diagnose.diagnose,
     export.export,
+    adapt.adapt,
     evaluate.evaluate,
     compare.compare,
     reproduce.reproduce,

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from eggs_ptp.recipe.recipe import Recipe
 
 _TRIALS = "Trials"
+_FOLDED_CHANNELS = (
+    "Its channels are permuted: a LoRA adapter of the base model",
+    "needs eggs adapt, a merge with it eggs export --permutation base.",
+)
 
 _Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)]
 _Try = Annotated[
@@ -183,7 +187,7 @@ def _print_record(record: "RunRecord", output: Path, perplexities: dict[str, flo
 
 
 def closing_lines(record: "RunRecord", output: Path) -> list[str]:
-    """Return a warning about thin calibration, and the next steps: evaluate, then verify.
+    """Return a warning about thin calibration, what folded permutations change, and the next steps.
 
     Args:
         record: The record of the run.
@@ -197,6 +201,7 @@ def closing_lines(record: "RunRecord", output: Path) -> list[str]:
     warning = thin_calibration(calibration_tokens(record.calibration) or 0)
     return [
         *filter(None, [warning]),
+        *(_FOLDED_CHANNELS if record.permutations == "fold" else ()),
         "Next, see how good it is, then check the file:",
         f"  eggs evaluate {folder}{against}",
         f"  eggs verify {folder}{against}",

@@ -151,6 +151,28 @@ class Fold:
         block, axes = _axes_of(self.family, f"{matrix}.weight")
         return next((self._of_axis(block, axis) for axis in axes if axis.rows == "inputs"), None)
 
+    def of_matrix(self, matrix: str) -> tuple[Tensor | None, Tensor | None]:
+        """Return the permutations of a matrix's outputs and of its inputs; None for those that are not permuted.
+
+        A matrix outside the blocks counts as stored (out, in), so that the channels of an embedding are its inputs.
+
+        Args:
+            matrix: The matrix's name.
+
+        Raises:
+            ModelError: See `axes`; or it is no matrix.
+        """
+        block, axes = _axes_of(self.family, f"{matrix}.weight")
+        if len(axes) != 2:
+            raise ModelError(f"{matrix}: expected a matrix, got a tensor with {len(axes)} axes; adapt matrices only")
+        first, second = (self._of_axis(block, axis) for axis in axes)
+        return (second, first) if axes[0].rows == "inputs" else (first, second)
+
+    def inverse(self) -> "Fold":
+        """Return the fold that undoes this one: its `apply` is this one's `undo`."""
+        inverses = {name: invert(permutation) for name, permutation in self.permutations.items()}
+        return Fold(self.family, self.heads, inverses)
+
     def _of_axis(self, block: str, axis: _Axis) -> Tensor | None:
         permutation = self.permutations.get(space_key(self.family, block, axis.space)) if axis.space else None
         if permutation is None:

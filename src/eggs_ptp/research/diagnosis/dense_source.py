@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from eggs_ptp.checkpoint.staging import MANIFEST, ORDERS
-from eggs_ptp.checkpoint.verify import read_manifest
+from eggs_ptp.checkpoint.recorded_fold import read_fold
+from eggs_ptp.checkpoint.staging import ORDERS
 from eggs_ptp.engine.tensors.reader import CheckpointReader
-from eggs_ptp.errors import CheckpointError, MethodError
-from eggs_ptp.models.fold import Fold
-from eggs_ptp.models.load import load_family
+from eggs_ptp.errors import CheckpointError
 
 _ELEMENTS = 1 << 16  # weights converted to float64 at a time, so that they stay in the processor's cache
 
@@ -49,16 +47,7 @@ class DenseSource(CheckpointReader):
 
     def __init__(self, folder: Path, against: Path, ties: dict[str, str] | None = None) -> None:
         super().__init__(against, ties=ties)
-        self._fold: Fold | None = None
-        if not (folder / MANIFEST).exists() or read_manifest(folder).get("orders") != "fold":
-            return
-        if not (folder / ORDERS).exists():
-            raise CheckpointError(f"{folder}: its permutations were folded into the weights, but {ORDERS} is missing")
-        stored = CheckpointReader.of_file(folder / ORDERS)
-        try:
-            self._fold = Fold(*load_family(folder), {name: stored.read(name) for name in stored.names})
-        except MethodError as error:
-            raise CheckpointError(f"{folder}: {ORDERS}: {error}") from error
+        self._fold = read_fold(folder)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor, in the folder's channel order.
