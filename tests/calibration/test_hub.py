@@ -5,7 +5,7 @@ import huggingface_hub
 import pytest
 
 from eggs_ptp.calibration import hub
-from eggs_ptp.calibration.hub import hub_documents, is_hub_name
+from eggs_ptp.calibration.hub import hub_documents, hub_problem, is_hub_name
 from eggs_ptp.errors import CalibrationError
 
 
@@ -98,3 +98,16 @@ def test_rows_without_the_field_are_named(fake_hub):
     fake_hub.rows = [{"body": "a"}]
     with pytest.raises(CalibrationError, match=r"^owner/set, row 1: there is no 'text' field, only 'body'"):
         list(hub_documents("owner/set", download=False))
+
+
+def test_what_is_wrong_is_known_without_reading(unreachable, tmp_path):
+    assert hub_problem("owner/set:part") == "ConnectionError: Name or service not known"
+    (tmp_path / "datasets--owner--set").mkdir()
+    assert hub_problem("owner/set:part") is None
+
+
+def test_nothing_is_wrong_with_a_data_set_that_answers(fake_hub, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, timeout: asked.append(name))
+    assert hub_problem("owner/set:part") is None
+    assert asked == ["owner/set"]

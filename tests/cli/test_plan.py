@@ -3,6 +3,8 @@ import shutil
 import numpy as np
 import pytest
 
+from eggs_ptp.calibration import hub
+
 
 def test_shows_what_happens_to_every_matrix(eggs, tiny, text_file):
     ran = eggs("plan", tiny(), "--calibration", text_file, "--nsamples", 4, "--exclude", "*.1.mlp.down_proj")
@@ -82,3 +84,12 @@ def test_a_model_without_a_tokenizer_is_refused_where_text_is_needed(eggs, tiny,
         file.unlink()
     assert "no tokenizer that transformers can load" in eggs("plan", model, "--calibration", text_file).error
     assert eggs("plan", model, "--method", "magnitude").code == 0
+
+
+def test_a_text_that_cannot_be_reached_is_noticed(eggs, tiny, text_file, monkeypatch):
+    monkeypatch.setattr(hub, "hub_problem", lambda name: f"no route to {name}")
+    warning = "cannot be read from the hub (no route to {}): prune needs --calibration FILE"
+    assert warning.format("allenai/c4") in eggs("plan", tiny()).out
+    assert warning.format("owner/set") in eggs("plan", tiny(), "--calibration", "owner/set").out
+    assert "cannot be read" not in eggs("plan", tiny(), "--calibration", text_file).out
+    assert "cannot be read" not in eggs("plan", tiny(), "--method", "magnitude").out

@@ -69,6 +69,22 @@ def hub_documents(
     return _Documents(name, rows, field, tokenizer)
 
 
+def hub_problem(name: str) -> str | None:
+    """Return why a data set of the hub cannot be read now; None if it can be, or is cached.
+
+    Args:
+        name: `owner/name` or `owner/name:config`.
+    """
+    owner_and_name = name.partition(":")[0]
+    if _is_cached(owner_and_name):
+        return None
+    try:
+        _check_reachable(owner_and_name)
+    except Exception as error:  # the library lets errors of its network layer through
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
+
+
 def _is_cached(name: str) -> bool:
     from huggingface_hub import constants
 

@@ -1,6 +1,7 @@
 """`eggs plan`: what `eggs prune` would do, without doing it."""
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eggs_ptp.cli import flags
@@ -55,6 +56,20 @@ def plan(
     if constants:
         print_line(f"every matrix: {'; '.join(f'{name} {value}' for name, value in constants.items() if value)}")
     print_line("\n".join(summary(model, pruning_plan)))
+    if warning := unreachable_text(pruning_plan):
+        print_line(warning)
+
+
+def unreachable_text(pruning_plan: "Plan") -> str:
+    """Return a warning if the calibration text is a data set that cannot be reached from here, or an empty text."""
+    from eggs_ptp.calibration.hub import C4, hub_problem, is_hub_name
+
+    name = pruning_plan.to_dict()["calibration"] or C4
+    if not pruning_plan.needs_calibration or name == "demo" or Path(name).exists() or not is_hub_name(name):
+        return ""
+    if not (problem := hub_problem(name)):
+        return ""
+    return f"the calibration text {name} cannot be read from the hub ({problem}): prune needs --calibration FILE"
 
 
 def summary(model: str, pruning_plan: "Plan") -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from eggs_ptp.core.pattern import AnyPattern
 from eggs_ptp.errors import MethodError
 from eggs_ptp.method.aliases import STEPS, current_step
 from eggs_ptp.method.method import Method
@@ -234,6 +235,15 @@ def find_method(name: str) -> Method:
     for part in parts[count:]:
         method = _extended(method, part, rows)
     return method
+
+
+def methods_for(pattern: AnyPattern) -> list[str]:
+    """Return the names of the catalogue's methods that serve a pattern, in its order."""
+
+    def serves(method: Method) -> bool:
+        return all(not step.patterns or isinstance(pattern, step.patterns) for step in method.bind().bound_steps)
+
+    return [name for name, method in METHODS.items() if serves(method)]
 
 
 def _parts(name: str, rows: Mapping[str, Method]) -> list[str]:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eggs_ptp.core.pattern import AnyPattern
-from eggs_ptp.errors import RecipeError
+from eggs_ptp.errors import PatternError, RecipeError
+from eggs_ptp.method.catalogue import methods_for
 from eggs_ptp.method.method import BoundMethod
 from eggs_ptp.method.nearest import nearest
 from eggs_ptp.recipe.recipe import REGEX, Recipe
+
+_PROMINENT = ("eggs+", "alps", "sparsegpt", "wanda", "ria", "magnitude")  # methods that an error message suggests
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,17 @@ def resolve(recipe: Recipe, names: Sequence[str]) -> dict[str, Resolved | Skippe
         decisions[name] = _left_out(recipe, name) or (default if index is None else of_rules[index])
     for name, decision in decisions.items():
         if isinstance(decision, Resolved):
-            decision.method.check_pattern(decision.pattern, name)
+            _check_pattern(decision, name)
     return decisions
+
+
+def _check_pattern(decision: Resolved, name: str) -> None:
+    """Refuse a pattern that the method does not serve, and name methods that do."""
+    try:
+        decision.method.check_pattern(decision.pattern, name)
+    except PatternError as error:
+        serving = [method for method in _PROMINENT if method in methods_for(decision.pattern)]
+        raise PatternError(f"{error}; methods that serve it: {', '.join(serving)} (eggs methods)") from error
 
 
 def _first_rules(recipe: Recipe, names: Sequence[str]) -> dict[str, int]:
