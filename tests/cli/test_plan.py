@@ -30,6 +30,24 @@ def test_shows_how_permutations_are_applied(eggs, tiny, arguments, line):
     assert line in eggs("plan", tiny(), *arguments).out
 
 
+@pytest.mark.parametrize("head_dim", [4, 12])
+def test_heads_narrower_than_a_group_stay_as_they_are_and_the_rest_is_permuted(
+    eggs, tiny, text_file, tmp_path, head_dim
+):
+    model, flags = tiny(head_dim=head_dim), ("--pattern", "4:8", "--calibration", text_file, "--nsamples", 4)
+    line = (
+        "not permuted: the inputs of 2 matrices such as model.layers.0.self_attn.o_proj, whose heads cannot be divided"
+    )
+    assert line in eggs("plan", model, *flags).out
+    pruned = eggs("prune", model, *flags, "-o", tmp_path / "out", "--json").json
+    assert {matrix["name"].rpartition(".")[2]: matrix["permuted"] for matrix in pruned["matrices"]} == {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"), True),
+        "o_proj": False,
+    }
+    assert all(matrix["in_order"] for matrix in pruned["matrices"])
+    assert eggs("verify", tmp_path / "out", "--against", model).code == 0
+
+
 def test_permutations_are_not_mentioned_where_there_are_none(eggs, tiny):
     assert "permutation" not in eggs("plan", tiny(), "--method", "wanda").out
     assert eggs("plan", tiny(), "--permutation", "roll").code == 2

@@ -107,6 +107,12 @@ def summary(model: str, pruning_plan: "Plan") -> list[str]:
         lines.append("calibration: none needed")
     if data["permutation"]:
         lines.append(f"channel permutations: {_PERMUTATIONS[data['permutation']]}")
+    if unpermuted := pruning_plan.unpermuted:
+        lines.append(
+            f"not permuted: the inputs of {len(unpermuted)} matrices such as {unpermuted[0].name}, whose heads cannot "
+            "be divided into groups of their pattern (a folded permutation stays inside heads; --permutation gather "
+            "does not)"
+        )
     memory = format_bytes(data["memory_bytes"])
     lines += [f"estimate: {memory} of memory in addition to the libraries", *time_lines(pruning_plan)]
     budget = pruning_plan.budget

@@ -18,7 +18,7 @@ from eggs_ptp.engine.event import Event
 from eggs_ptp.engine.permutations import permutation_source, statistic_of
 from eggs_ptp.engine.planning.plan import MatrixPlan
 from eggs_ptp.engine.statistics.activation_statistics import ActivationStatistics
-from eggs_ptp.method.apply import Job, Pruned, prune_consumers
+from eggs_ptp.method.apply import Job, Pruned, SharedPermutation, prune_consumers
 from eggs_ptp.models.fold import space_key
 
 
@@ -73,7 +73,10 @@ def _prune(
     ]
     source = None
     if state.permutations is not None:
-        source = permutation_source(context.skeleton, activation, state.permutations)
+        is_fixed = any(matrix.scope == "fixed" for matrix in matrices)
+        source = (
+            SharedPermutation() if is_fixed else permutation_source(context.skeleton, activation, state.permutations)
+        )
     weights = {job.name: job.weight for job in jobs}
 
     def statistic(matrix: str, name: str) -> Tensor:

@@ -161,17 +161,19 @@ def test_the_models_permutation_takes_a_quarter_of_a_pass(planned):
     assert not planned(include=("*.down_proj", "*.o_proj")).permutes_model_first
 
 
-def test_heads_that_the_group_does_not_divide_are_named(planned):
+def test_heads_that_the_group_does_not_divide_are_not_permuted(planned):
     settings = {"source": {"head_dim": 12}, "pattern": "4:8"}
-    message = (
-        "model.layers.0.self_attn.o_proj: heads of 12 channels cannot be divided into groups of 8 for pattern 4:8, "
-        "and a folded permutation stays inside heads; give it another pattern, or keep permutations beside the weights "
-        "with --permutation gather"
-    )
-    with pytest.raises(PatternError, match=re.escape(message)):
-        planned(**settings)
-    planned(permutation="gather", **settings)
-    planned(exclude=("*.o_proj",), **settings)
+    plan = planned(**settings)
+    assert [matrix.path for matrix in plan.unpermuted] == ["self_attn.o_proj"] * plan.blocks
+    assert plan.to_dict()["unpermuted"] == [f"model.layers.{block}.self_attn.o_proj" for block in range(plan.blocks)]
+    assert {matrix.scope for matrix in plan.matrices} == {"model", "fixed", "block"}
+    for other in (
+        planned(permutation="gather", **settings),
+        planned(exclude=("*.o_proj",), **settings),
+        planned(method="wanda", **settings),
+        planned(source={"head_dim": 12}, pattern="2:4"),
+    ):
+        assert not other.unpermuted
 
 
 def test_a_tensor_that_the_family_does_not_know_cannot_be_folded(planned, monkeypatch):

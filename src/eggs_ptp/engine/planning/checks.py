@@ -1,9 +1,8 @@
 """Checks that checkpoint, config, family and plan agree."""
 
-from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.planning.plan import Plan
 from eggs_ptp.engine.tensors.reader import CheckpointReader
-from eggs_ptp.errors import ModelError, PatternError, RecipeError
+from eggs_ptp.errors import ModelError, RecipeError
 from eggs_ptp.models.discover import is_linear
 from eggs_ptp.models.fold import check_names
 from eggs_ptp.models.load import Skeleton
@@ -59,18 +58,9 @@ def check_folding(plan: Plan, skeleton: Skeleton, reader: CheckpointReader) -> N
 
     Raises:
         ModelError: The checkpoint has a tensor that the family does not know.
-        PatternError: Heads cannot be divided into groups.
     """
     if plan.folds:
         check_names(skeleton.family, reader.names)
-    for matrix in plan.folding("head"):
-        pattern = matrix.resolved.pattern if matrix.resolved else None
-        if isinstance(pattern, Pattern) and skeleton.heads.width % pattern.group:
-            raise PatternError(
-                f"{matrix.name}: heads of {skeleton.heads.width} channels cannot be divided into groups of "
-                f"{pattern.group} for pattern {pattern}, and a folded permutation stays inside heads; give it another "
-                'pattern, or keep permutations beside the weights with --permutation gather (permutation = "gather")'
-            )
 
 
 def shape_of(skeleton: Skeleton, reader: CheckpointReader, name: str, transposed: bool) -> tuple[int, int]:

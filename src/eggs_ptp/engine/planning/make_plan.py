@@ -7,15 +7,17 @@ from typing import Any
 import torch
 
 from eggs_ptp.calibration.windows import is_token_file, token_file_shape
+from eggs_ptp.core.pattern import Pattern
 from eggs_ptp.engine.planning.checks import check_coverage, check_folding, check_tuning, shape_of
 from eggs_ptp.engine.planning.memory_budget import fit_budget, memory_needs
 from eggs_ptp.engine.planning.plan import MatrixPlan, Plan
 from eggs_ptp.engine.planning.time_estimate import estimate_time
 from eggs_ptp.engine.tensors.reader import CheckpointReader
 from eggs_ptp.errors import CalibrationError, RecipeError
+from eggs_ptp.models.family import PermutationScope
 from eggs_ptp.models.load import Skeleton
 from eggs_ptp.recipe.recipe import Recipe
-from eggs_ptp.recipe.targets import Resolved, resolve
+from eggs_ptp.recipe.targets import Resolved, Skipped, resolve
 
 
 def make_plan(
@@ -101,7 +103,7 @@ def _plan_matrices(skeleton: Skeleton, reader: CheckpointReader, recipe: Recipe)
                 columns=columns,
                 input_activation=linear.input_activation,
                 space=space,
-                scope=skeleton.family.scope[space],
+                scope=_scope(skeleton, recipe, space, decision),
                 transposed=linear.transposed,
                 routed=linear.routed,
                 resolved=decision if isinstance(decision, Resolved) else None,
@@ -111,6 +113,15 @@ def _plan_matrices(skeleton: Skeleton, reader: CheckpointReader, recipe: Recipe)
     if not any(matrix.resolved for matrix in matrices):
         raise RecipeError("the rules skip every matrix, so nothing would be pruned; check --include and --exclude")
     return tuple(matrices)
+
+
+def _scope(skeleton: Skeleton, recipe: Recipe, space: str, decision: Resolved | Skipped) -> PermutationScope:
+    """Return how far a permutation of a matrix's inputs reaches: heads that are no whole groups stay as they are."""
+    scope = skeleton.family.scope[space]
+    if scope != "head" or _permutation(skeleton, recipe) != "fold" or not isinstance(decision, Resolved):
+        return scope
+    pattern = decision.pattern
+    return "fixed" if isinstance(pattern, Pattern) and skeleton.heads.width % pattern.group else scope
 
 
 def _with_windows(plan: Plan, skeleton: Skeleton, recipe: Recipe) -> Plan:

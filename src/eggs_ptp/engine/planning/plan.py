@@ -27,7 +27,7 @@ class MatrixPlan:
         columns: Inputs.
         input_activation: Name of the activation it reads; linears that share one share statistics.
         space: Channel space of that activation.
-        scope: How far a permutation of that space reaches: the model, a head, a block.
+        scope: How far a permutation of that space reaches: the model, a head, a block; "fixed" if it is not permuted.
         transposed: Whether it is stored as (in, out).
         routed: Whether it sees only the tokens that a router sends it.
         resolved: Its method and pattern; None if it is skipped.
@@ -166,6 +166,11 @@ class Plan:
         """Return the matrices that permute a space of this scope, if permutations are folded."""
         return [matrix for matrix in self.matrices if self.folds and matrix.permutes and matrix.scope == scope]
 
+    @property
+    def unpermuted(self) -> list[MatrixPlan]:
+        """Matrices that would permute their inputs, but whose heads cannot be divided into groups of their pattern."""
+        return self.folding("fixed")
+
     def of_block(self, block: int) -> list[MatrixPlan]:
         """Return the matrices of one block, in the order in which they run."""
         return [matrix for matrix in self.matrices if matrix.block == block]
@@ -185,6 +190,7 @@ class Plan:
             "blocks": self.blocks,
             "calibration": self.calibration,
             "permutation": self.permutation,
+            "unpermuted": [matrix.name for matrix in self.unpermuted],
             "nsamples": self.nsamples if self.needs_calibration else 0,
             "seqlen": self.seqlen if self.needs_calibration else 0,
             "begin_tokens": list(self.begin),
