@@ -1,4 +1,8 @@
+import json
+import shutil
+
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 DAMAGED = "model.layers.1.self_attn.v_proj"
@@ -66,3 +70,36 @@ def test_as_json(eggs, damaged):
 def test_a_folder_without_a_record_needs_a_pattern(eggs, tiny):
     assert "pass --pattern" in eggs("verify", tiny()).error
     assert eggs("verify", tiny(), "--pattern", "2:4").code == 1
+
+
+@pytest.mark.parametrize("returned", [0, 3])
+def test_a_folder_that_was_quantised_afterwards_is_described_in_words(eggs, pruned, tmp_path, returned):
+    folder = tmp_path / "quantised"
+    shutil.copytree(pruned, folder)
+    config = json.loads((folder / "config.json").read_text())
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8}}}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": groups,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    for matrix in json.loads((folder / "eggs.json").read_text())["matrices"]:
+        weight = tensors[f"{matrix['name']}.weight"]
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        numbers = (weight / scale).round().to(torch.int8)
+        if matrix["name"] == DAMAGED:
+            zeros = (numbers == 0).nonzero()[:returned]
+            numbers[zeros[:, 0], zeros[:, 1]] = 1
+        tensors |= {f"{matrix['name']}.weight": numbers, f"{matrix['name']}.weight_scale": scale}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    ran = eggs("verify", folder)
+    assert (ran.code, ran.err) == (int(returned > 0), "")
+    second = ran.out.splitlines()[1]
+    if returned:
+        assert "quantised by compressed-tensors (int-quantized); 2 of 4608 groups (0.043%) no longer hold" in second
+        assert "at least 0.033% of the pruned weights came back; quantise the pruned folder again" in second
+        assert f"{DAMAGED} 1 FAILED 2 of 128 groups keep more than 2:4" in " ".join(ran.out.split())
+    else:
+        assert second.endswith("(int-quantized); all 14 pruned matrices still hold their pattern")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eggs_ptp.checkpoint.compressed_tensors import CompressedTensorsReader, is_compressed_tensors
 from eggs_ptp.checkpoint.run_record import find_record_fault
 from eggs_ptp.checkpoint.staging import MANIFEST, ORDERS
 from eggs_ptp.checkpoint.unpacked import open_reader
@@ -21,6 +22,8 @@ from eggs_ptp.errors import CheckpointError, MethodError
 from eggs_ptp.models.fold import Fold
 from eggs_ptp.models.folder import read_config
 from eggs_ptp.models.load import load_family
+
+AFTER_QUANTISING = "pattern after quantising"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,12 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
     are compared with the source too, after folded permutations are undone; this also shows whether kept weights are
     those of the source.
 
+    A folder that was quantised after pruning, in a format of compressed-tensors, is dequantised. Its first check says
+    how many groups no longer hold their pattern. Kept weights and other tensors are not compared with anything, as
+    quantising changes them.
+
     Args:
-        folder: The pruned folder, dense or packed.
+        folder: The pruned folder, dense, packed or quantised.
         against: The model that it was pruned from.
         pattern: Pattern to check instead of the recorded ones. A folder without `eggs.json`, made by another tool,
             needs one: it is checked for all linears in blocks.
@@ -77,10 +84,13 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
         The results.
 
     Raises:
-        CheckpointError: No record says what to expect, or the record is broken.
+        CheckpointError: No record says what to expect, or the record is broken; a quantised folder is to be compared
+            with its source.
         ModelError: The folder is not a model.
     """
-    config = read_config(folder, packed=True)
+    config = read_config(folder, packed=True, quantised=True)
+    if is_compressed_tensors(config):
+        return _verify_quantised(folder, config, against, pattern)
     reader = open_reader(folder)
     matrices = _expected_matrices(folder, reader, pattern)
     if not matrices:
@@ -90,7 +100,7 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
     tuned = set(record.get("tuned", ()))
     pruned = {f"{matrix['name']}.weight": matrix for matrix in matrices}
     checks = [
-        *_check_matrices(reader, matrices, permutations),
+        *(_check_matrix(matrix, weight) for matrix, weight in _pruned_weights(reader, matrices, permutations)),
         _check_finite(reader),
         _check_ties(config, reader),
         _check_untouched(folder, reader, tuned | pruned.keys()),
@@ -102,6 +112,30 @@ def verify_folder(folder: Path, against: Path | None = None, pattern: str | None
         checks.append(fold)
     elif against is not None:
         checks += _compare_with_source(reader, open_dense(against), pruned, fold, tuned)
+    return Verification(str(folder), tuple(checks))
+
+
+def _verify_quantised(folder: Path, config: dict[str, Any], against: Path | None, pattern: str | None) -> Verification:
+    """Check the patterns of a folder that was quantised after pruning, as of `verify_folder`."""
+    if against is not None:
+        raise CheckpointError(
+            f"{folder}: expected a folder that was not quantised to compare with {against}, got compressed-tensors, "
+            "which changes every weight; verify the pruned folder --against its source, and this one without"
+        )
+    reader = CompressedTensorsReader(folder)
+    matrices = [{**matrix, "nonzero": None} for matrix in _expected_matrices(folder, reader, pattern)]
+    if not matrices:
+        raise CheckpointError(f"{folder}: no matrix is recorded or recognised as pruned, so there is nothing to check")
+    permutations = CheckpointReader.of_file(folder / ORDERS) if (folder / ORDERS).exists() else None
+    checks = []
+    losses = []
+    for matrix, weight in _pruned_weights(reader, matrices, permutations):
+        checks.append(_check_matrix(matrix, weight))
+        if isinstance(weight, Tensor):
+            losses.append(_count_returned(weight, parse_pattern(str(matrix["pattern"])), matrix["density"]))
+    checks.insert(0, _check_after_quantising(reader.format, losses))
+    unchecked = "not compared, as the folder was quantised after pruning"
+    checks += [_check_finite(reader), _check_ties(config, reader), Check("untouched tensors", True, unchecked)]
     return Verification(str(folder), tuple(checks))
 
 
@@ -127,6 +161,54 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return record
 
 
+def _percent(count: int, total: int) -> str:
+    """Return a share as text, with more digits where it is small."""
+    share = count / max(1, total)
+    return f"{share:.1%}" if share >= 0.001 else f"{100 * share:.2g}%"
+
+
+@dataclass(frozen=True)
+class _Returned:
+    """What quantising has done to a pruned matrix.
+
+    Attributes:
+        broken: Groups that keep more weights than their pattern allows.
+        groups: All groups; 0 for a pattern without groups.
+        returned: Weights above what the pattern allows, so pruned ones that are not zero any more, at least.
+        pruned: Weights that the pattern prunes, at least.
+    """
+
+    broken: int
+    groups: int
+    returned: int
+    pruned: int
+
+
+def _count_returned(weight: Tensor, pattern: AnyPattern, density: float | None) -> _Returned:
+    """Count the groups of a quantised weight (out, in) that no longer hold, and the pruned weights that came back."""
+    if isinstance(pattern, Pattern) and not weight.shape[1] % pattern.group:
+        excess = ((weight != 0).view(weight.shape[0], -1, pattern.group).sum(-1) - pattern.keep).clamp_min(0)
+        pruned = excess.numel() * (pattern.group - pattern.keep)
+        return _Returned(int((excess > 0).sum()), excess.numel(), int(excess.sum()), pruned)
+    kept = round((pattern.density if density is None else density) * weight.numel())
+    return _Returned(0, 0, max(0, count_nonzeros(weight) - kept), weight.numel() - kept)
+
+
+def _check_after_quantising(quantised_format: str, losses: list[_Returned]) -> Check:
+    """Say in words what quantising has done to the pattern of a whole folder."""
+    total = _Returned(*(sum(getattr(loss, field) for loss in losses) for field in _Returned.__annotations__))
+    what = f"quantised by compressed-tensors ({quantised_format})"
+    if not total.returned:
+        return Check(AFTER_QUANTISING, True, f"{what}; all {len(losses)} pruned matrices still hold their pattern")
+    groups = ""
+    if total.groups:
+        share = _percent(total.broken, total.groups)
+        groups = f"{total.broken} of {total.groups} groups ({share}) no longer hold their pattern; "
+    returned = f"at least {_percent(total.returned, total.pruned)} of the pruned weights came back"
+    advice = "quantise the pruned folder again with a method that keeps zeros, such as round to nearest"
+    return Check(AFTER_QUANTISING, False, f"{what}; {groups}{returned}; {advice}")
+
+
 def _expected_matrices(folder: Path, reader: CheckpointReader, pattern: str | None) -> list[dict[str, Any]]:
     """Return the records of the matrices to check: those of `eggs.json`, or of all linears in blocks."""
     if (folder / MANIFEST).exists():
@@ -134,7 +216,7 @@ def _expected_matrices(folder: Path, reader: CheckpointReader, pattern: str | No
         return [{**matrix, "pattern": pattern or matrix["pattern"]} for matrix in recorded]
     if pattern is None:
         raise CheckpointError(f"{folder}: no {MANIFEST} says what to expect; pass --pattern, such as --pattern 2:4")
-    linears = {f".{linear.path}.weight": linear for linear in load_family(folder)[0].linears}
+    linears = {f".{linear.path}.weight": linear for linear in load_family(folder, quantised=True)[0].linears}
     return [
         {
             "name": name.removesuffix(".weight"),
@@ -151,36 +233,48 @@ def _expected_matrices(folder: Path, reader: CheckpointReader, pattern: str | No
     ]
 
 
-def _check_matrices(
+def _pruned_weights(
     reader: CheckpointReader, matrices: list[dict[str, Any]], permutations: CheckpointReader | None
-) -> Iterator[Check]:
-    """Check pattern, density and number of non-zeros of every pruned matrix."""
+) -> Iterator[tuple[dict[str, Any], Tensor | str]]:
+    """Read every pruned matrix in the column order of its groups.
+
+    Yields:
+        The record of the matrix, and its weight (out, in) or what is wrong with it.
+    """
     for matrix in matrices:
         name = str(matrix["name"])
         if f"{name}.weight" not in reader:
-            yield Check(name, False, "recorded as pruned, but the folder does not have it")
+            yield matrix, "recorded as pruned, but the folder does not have it"
             continue
         weight = reader.read(f"{name}.weight")
         if weight.ndim != 2 or not weight.numel():
-            yield Check(name, False, f"recorded as a matrix, but its shape is {tuple(weight.shape)}")
+            yield matrix, f"recorded as a matrix, but its shape is {tuple(weight.shape)}"
             continue
         weight = weight.T if matrix.get("transposed") else weight
         if matrix["permuted"] and not matrix["in_order"]:
             if permutations is None or name not in permutations:
-                yield Check(name, False, f"recorded as permuted, but {ORDERS} does not have its permutation")
+                yield matrix, f"recorded as permuted, but {ORDERS} does not have its permutation"
                 continue
             permutation = permutations.read(name).long()
             channels = weight.shape[1]
             if permutation.ndim != 1 or sorted(permutation.tolist()) != list(range(channels)):
-                yield Check(name, False, f"its entry in {ORDERS} is not a permutation of {channels} channels")
+                yield matrix, f"its entry in {ORDERS} is not a permutation of {channels} channels"
                 continue
             weight = weight[:, permutation]
-        check = _check_pattern(name, weight, parse_pattern(str(matrix["pattern"])), matrix["density"])
-        expected = matrix.get("nonzero")
-        nonzeros = count_nonzeros(weight)
-        if check.ok and expected is not None and nonzeros != expected:
-            check = Check(name, False, f"{nonzeros} weights are not zero, recorded were {expected}")
-        yield check
+        yield matrix, weight
+
+
+def _check_matrix(matrix: dict[str, Any], weight: Tensor | str) -> Check:
+    """Check pattern, density and number of non-zeros of a pruned matrix; its weight may be why it cannot be read."""
+    name = str(matrix["name"])
+    if isinstance(weight, str):
+        return Check(name, False, weight)
+    check = _check_pattern(name, weight, parse_pattern(str(matrix["pattern"])), matrix["density"])
+    expected = matrix.get("nonzero")
+    nonzeros = count_nonzeros(weight)
+    if check.ok and expected is not None and nonzeros != expected:
+        return Check(name, False, f"{nonzeros} weights are not zero, recorded were {expected}")
+    return check
 
 
 def _check_pattern(name: str, weight: Tensor, pattern: AnyPattern, density: float | None) -> Check:

@@ -11,6 +11,7 @@ from eggs_ptp.errors import ModelError
 from eggs_ptp.models.path_validation import check_symlinks, check_tokenizer
 from eggs_ptp.sparse.packed_config import is_packed_block
 
+COMPRESSED_TENSORS = "compressed-tensors"  # the method that llm-compressor writes into a config
 _PICKLED_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,12 +64,13 @@ def commit_of(folder: Path) -> str | None:
     return path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
 
 
-def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:
+def read_config(folder: Path, *, packed: bool = False, quantised: bool = False) -> dict[str, Any]:
     """Return `config.json` as plain data, if the folder holds a model that can be pruned.
 
     Args:
         folder: The folder.
         packed: Whether a packed model is accepted, too.
+        quantised: Whether one in a format of compressed-tensors is accepted, too.
 
     Raises:
         ModelError: The folder holds an adapter, no config or a broken one, a config that names a weights file, no
@@ -99,7 +101,7 @@ def read_config(folder: Path, *, packed: bool = False) -> dict[str, Any]:
     if not (folder / SINGLE_FILE).exists() and not (folder / INDEX).exists():
         _refuse_other_weights(folder)
     if quantisation_config := config.get("quantization_config"):
-        _refuse_quantised(folder, quantisation_config, packed)
+        _refuse_quantised(folder, quantisation_config, packed, quantised)
     return config
 
 
@@ -199,12 +201,14 @@ def stored_names(folder: Path) -> set[str]:
         return set()
 
 
-def _refuse_quantised(folder: Path, quantisation_config: object, packed: bool) -> None:
+def _refuse_quantised(folder: Path, quantisation_config: object, packed: bool, quantised: bool) -> None:
     """Refuse weights that another program has quantised, and packed ones unless these are accepted."""
     if not is_packed_block(quantisation_config):
         method = "unknown"
         if isinstance(quantisation_config, dict):
             method = quantisation_config.get("quant_method", "unknown")
+        if quantised and method == COMPRESSED_TENSORS:
+            return
         raise ModelError(
             f"{folder}: already quantised ({method}); prune the original half- or single-precision model "
             "and quantise the result"

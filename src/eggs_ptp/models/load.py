@@ -66,12 +66,13 @@ class Skeleton:
         return replace(self.family, linears=self.family.of_block(paths))
 
 
-def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
+def load_skeleton(folder: Path, *, trust_remote_code: bool = False, quantised: bool = False) -> Skeleton:
     """Build the model of a folder without allocating its weights.
 
     Args:
         folder: The folder.
         trust_remote_code: Whether the checkpoint's own code may run.
+        quantised: See `read_config`.
 
     Raises:
         ModelError: It is not a decoder-only language model, or transformers refuses its config.
@@ -79,7 +80,7 @@ def load_skeleton(folder: Path, *, trust_remote_code: bool = False) -> Skeleton:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    config = _config(folder, trust_remote_code)
+    config = _config(folder, trust_remote_code, quantised=quantised)
     names = stored_names(folder)
     block_count = getattr(config, "num_hidden_layers", None) or 0
     if names and block_count > len(names):
@@ -134,16 +135,19 @@ def family_in(model: Any, folder: str) -> Family:
     return family_of(model.config) or discover(model, model.config.model_type, folder)
 
 
-def load_family(folder: Path) -> tuple[Family, Heads]:
+def load_family(folder: Path, *, quantised: bool = False) -> tuple[Family, Heads]:
     """Return the family and the attention heads of the model in a folder, which may be packed.
+
+    Args:
+        folder: The folder.
+        quantised: See `read_config`.
 
     Raises:
         ModelError: See `load_skeleton`.
     """
-    read_config(folder, packed=True)
-    config = _config(folder, packed=True)
+    config = _config(folder, packed=True, quantised=quantised)
     if (family := family_of(config)) is None:
-        skeleton = load_skeleton(folder)
+        skeleton = load_skeleton(folder, quantised=quantised)
         return skeleton.family, skeleton.heads
     headless = _headless(family, family.blocks.partition(".")[0], stored_names(folder))
     return headless or family, _heads(config, family)
@@ -219,7 +223,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = False) -> Any:
+def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = False, quantised: bool = False) -> Any:
     """Return the config of a folder; raise `ModelError` unless it is that of a decoder-only language model."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
@@ -227,7 +231,7 @@ def _config(folder: Path, trust_remote_code: bool = False, *, packed: bool = Fal
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    model_type = str(read_config(folder, packed=packed)["model_type"])
+    model_type = str(read_config(folder, packed=packed, quantised=quantised)["model_type"])
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises many types here; each means that it cannot use this config

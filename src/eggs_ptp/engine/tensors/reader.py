@@ -28,6 +28,7 @@ class CheckpointReader:
         folder: The checkpoint.
         files: Its safetensors files; None for those of the index, or model.safetensors.
         ties: Maps a name to another one that its tensor may be stored under, as for tied embeddings.
+        float8: Read 8-bit floats too, which dense models do not have.
 
     Attributes:
         where: The file of each tensor.
@@ -37,7 +38,12 @@ class CheckpointReader:
     """
 
     def __init__(
-        self, folder: Path, files: Collection[Path] | None = None, ties: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        files: Collection[Path] | None = None,
+        ties: Mapping[str, str] | None = None,
+        *,
+        float8: bool = False,
     ) -> None:
         self.folder = folder
         self._ties = ties or {}
@@ -46,7 +52,7 @@ class CheckpointReader:
         for path in sorted(set(indexed.values()) or files or {folder / SINGLE_FILE}):
             if files is None:
                 check_inside(path, folder)
-            self._files[path] = TensorFile(path)
+            self._files[path] = TensorFile(path, float8=float8)
         stored = {name: path for path, file in self._files.items() for name in file.entries}
         for name, path in indexed.items():
             if stored.get(name) != path:

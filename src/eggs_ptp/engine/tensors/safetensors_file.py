@@ -27,6 +27,7 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
     "U8": torch.uint8,
     "BOOL": torch.bool,
 })  # fmt: skip
+FLOAT8: Mapping[str, torch.dtype] = MappingProxyType({"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2})
 # Bits per value of the types that the format has and dense models do not.
 _QUANTISED_TYPES = {"C64": 64, "U64": 64, "U32": 32, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4}
 _QUANTISED_TYPES |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -54,14 +55,16 @@ class TensorFile:
 
     Args:
         path: The file.
+        float8: Read 8-bit floats too, which dense models do not have.
 
     Raises:
         ModelError: There is no file, or it is not of the format: its header is longer than the file, no JSON, has an
             impossible type or shape, or tensors overlap, leave gaps or do not end with the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, float8: bool = False) -> None:
         self.path = path
+        self._dtypes = {**DTYPES, **FLOAT8} if float8 else DTYPES
         try:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not be waited for
             weakref.finalize(self, os.close, handle)
@@ -114,9 +117,9 @@ class TensorFile:
             ModelError: A type that a dense model does not have, such as 8-bit floats.
         """
         code = self.entries[name].code
-        if code not in DTYPES:
+        if code not in self._dtypes:
             raise ModelError(f"{self.path}: {name} has type {code}, as quantised models have; prune the original")
-        return DTYPES[code]
+        return self._dtypes[code]
 
     def _read_header(self, size: int) -> dict[str, Entry]:
         length = int.from_bytes(os.pread(self._handle, 8, 0), "little")
