@@ -5,8 +5,9 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from eggs_ptp.checkpoint.card import write_card
+from eggs_ptp.checkpoint.card import check_base_model, write_card
 from eggs_ptp.checkpoint.run_record import RunRecord
+from eggs_ptp.errors import CheckpointError
 
 CALIBRATION = {"source": "texts/c4.jsonl", "nsamples": 128, "seqlen": 2048, "sampling": "packed"}
 MATRIX = {
@@ -21,7 +22,9 @@ MATRIX = {
 }
 
 
-def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutations="gather", source_card=None):
+def card(
+    *matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutations="gather", source_card=None, base=None
+):
     record = RunRecord(
         source={"model": model},
         recipe={},
@@ -32,7 +35,7 @@ def card(*matrices, model="Qwen/Qwen3-0.6B", calibration=CALIBRATION, permutatio
         matrices=list(matrices or [MATRIX]),
         permutations=permutations,
     )
-    return write_card(record, {"model_type": "qwen3"}, source_card)
+    return write_card(record, {"model_type": "qwen3"}, source_card, base)
 
 
 def front_matter(text):
@@ -103,3 +106,17 @@ def test_the_hub_reads_what_is_carried_over_from_the_source_card(model, base):
     data = ModelCard(card(model=model, source_card=carried)).data
     assert {key: getattr(data, key) for key in carried} == {**carried, "base_model": base}
     assert data.tags == ["pruned", "sparse", "2:4", "eggs", "eggs-ptp"]
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "/home/somebody/model"])
+def test_a_given_base_model_is_named_once(model):
+    lines = front_matter(card(model=model, source_card={"base_model": "of/card"}, base="owner/name"))
+    assert [line for line in lines if line.startswith("base_model")] == ["base_model: owner/name"]
+
+
+@pytest.mark.parametrize("name", ["/home/somebody/model", "a/b/c", "", "owner/na me", "-x", "owner/name.git"])
+def test_a_base_model_that_the_hub_does_not_accept_is_refused(name):
+    with pytest.raises(
+        CheckpointError, match=f"a name of the hub .*got {re.escape(repr(name))}"
+    ):
+        check_base_model(name)

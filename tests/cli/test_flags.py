@@ -40,7 +40,8 @@ def test_the_defaults_in_the_help_are_those_of_the_recipe():
 
 def test_plan_has_the_options_of_prune():
     plan_options, prune_options = (inspect.signature(verb).parameters for verb in (plan, prune))
-    assert set(prune_options) - set(plan_options) == {"output", "overwrite", "context", "journal", "try_", "try_text"}
+    of_prune_alone = {"output", "base_model", "overwrite", "context", "journal", "try_", "try_text"}
+    assert set(prune_options) - set(plan_options) == of_prune_alone
     assert all(plan_options[name] == prune_options[name] for name in plan_options)
 
 

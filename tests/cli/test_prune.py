@@ -268,3 +268,11 @@ def test_impossible_trials_are_refused(eggs, tiny, text_file, tmp_path, argument
     )
     assert (ran.code, line in ran.err) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_base_model_of_a_local_folder_is_an_option(eggs, tiny, tmp_path):
+    command = ("prune", tiny(), "--method", "magnitude", "-o", tmp_path / "out")
+    assert eggs(*command, "--base-model", "a/b/c").code == 2
+    assert not (tmp_path / "out").exists()
+    assert eggs(*command, "--base-model", "owner/name").code == 0
+    assert "\nbase_model: owner/name\n" in (tmp_path / "out" / "README.md").read_text()

@@ -14,7 +14,7 @@ from eggs_ptp.api.inputs import calibration_windows, check_calibration_source, f
 from eggs_ptp.calibration.tokens import begin_tokens
 from eggs_ptp.calibration.windows import is_token_file
 from eggs_ptp.checkpoint.block_writer import write_blocks
-from eggs_ptp.checkpoint.card import write_card
+from eggs_ptp.checkpoint.card import check_base_model, write_card
 from eggs_ptp.checkpoint.run_record import RunRecord
 from eggs_ptp.checkpoint.staging import StagingFolder, check_apart, check_space
 from eggs_ptp.core.pattern import AnyPattern
@@ -152,6 +152,7 @@ def prune(
     overwrite: bool = False,
     journal: bool = False,
     revision: str | None = None,
+    base_model: str | None = None,
     trust_remote_code: bool = False,
     listener: Listener = ignore,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
@@ -191,6 +192,8 @@ def prune(
         overwrite: Whether to replace an existing output folder.
         journal: Whether to keep finished blocks, so that the same call resumes after an interruption.
         revision: Revision of a hub model.
+        base_model: Hub name of the dense model, for the model card. Default: the hub name `model`, or for a local
+            folder what its own card names.
         trust_remote_code: Whether the checkpoint's own code may run.
         listener: Is notified of progress.
         on_plan: Is called with the plan before anything is computed.
@@ -208,6 +211,7 @@ def prune(
     start = time.perf_counter()
     output = Path(output)
     memory_limit = parse_memory(memory)
+    check_base_model(base_model)
     writes = group.is_main_process
     folder_to_write = StagingFolder(output, overwrite=overwrite, journal=journal) if writes else nullcontext()
     with MemoryMonitor() as monitor, folder_to_write as staging:
@@ -280,7 +284,7 @@ def prune(
         record.peak_memory_bytes = monitor.peak
         record.baseline_memory_bytes = monitor.baseline
         if staging is not None:
-            card = write_card(record, read_config(folder), card_metadata(folder))
+            card = write_card(record, read_config(folder), card_metadata(folder), base_model)
             staging.finish(reader, permutations, record.to_dict(), card, fold.pieces)
     return record
 

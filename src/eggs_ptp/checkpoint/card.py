@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eggs_ptp.checkpoint.run_record import RunRecord, versions
+from eggs_ptp.errors import CheckpointError
 from eggs_ptp.sparse.packed_config import PackedConfig
 
 _FORMAT_SENTENCE = re.compile(r"The weights are (?:stored dense with zeros|packed)[^\n]*")  # to the end of its line
@@ -14,13 +15,41 @@ _FOLD_SENTENCE = re.compile(r"The channels of the model are permuted compared wi
 _VALUE_KINDS = {"int8": "int8 with a scale for every row", "int4": "int4 with a scale for every 64 of a row"}
 
 
-def write_card(record: RunRecord, config: dict[str, Any], source_card: Mapping[str, Any] | None = None) -> str:
+def check_base_model(name: str | None) -> None:
+    """Refuse a base model that the hub would not accept in a card.
+
+    Args:
+        name: `owner/name`; None for none.
+
+    Raises:
+        CheckpointError: It is no name of the hub.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name is None:
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"--base-model: expected a name of the hub such as owner/name, got {name!r} ({reason})"
+        ) from None
+
+
+def write_card(
+    record: RunRecord,
+    config: dict[str, Any],
+    source_card: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+) -> str:
     """Render `README.md`: what was done to which matrices, and how to load and check the result.
 
     Args:
         record: The record of the run.
         config: The model's `config.json`.
         source_card: Licence, languages, data sets and base model that the source's card names.
+        base_model: Hub name of the dense model, in place of the one that the source or its card has.
     """
     patterns = sorted({matrix["pattern"] for matrix in record.matrices})
     methods = sorted({matrix["method"] for matrix in record.matrices})
@@ -34,7 +63,7 @@ def write_card(record: RunRecord, config: dict[str, Any], source_card: Mapping[s
         methods = ["given masks"]
         description = f"Pruned with the masks of `{Path(mask).name}`, and the steps that `eggs.json` lists,"
     lines = [
-        *_front_matter(base, source_card or {}, ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]),
+        *_front_matter(base, source_card or {}, base_model, ["pruned", "sparse", *patterns, *methods, "eggs-ptp"]),
         "",
         f"# {Path(base).name}, pruned to {' and '.join(patterns)}",
         "",
@@ -79,12 +108,13 @@ def update_card_permutation(card: str, permuted: int) -> str:
     return changed if found else f"{card.rstrip()}\n\n{sentence}\n"
 
 
-def _front_matter(base: str, source_card: Mapping[str, Any], tags: list[str]) -> list[str]:
+def _front_matter(base: str, source_card: Mapping[str, Any], base_model: str | None, tags: list[str]) -> list[str]:
     """The metadata that the hub reads; a local model is not named as base model, but the one that its card names is."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     carried = dict(source_card)
-    if base.count("/") == 1 and not Path(base).expanduser().exists():
-        lines.append(f"base_model: {base}")
+    is_hub_name = base.count("/") == 1 and not Path(base).expanduser().exists()
+    if base_model or is_hub_name:
+        lines.append(f"base_model: {base_model or base}")
         carried.pop("base_model", None)
     lines += [f"{key}: {json.dumps(value, default=str)}" for key, value in carried.items()]
     return [*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"]

@@ -48,6 +48,15 @@ _TryText = Annotated[
     ),
 ]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it is not empty.")]
+_BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="OWNER/NAME",
+        help="Hub name of the dense model, for the model card of the result.",
+        show_default="MODEL, or what the card of a local folder names",
+    ),
+]
 _Journal = Annotated[
     bool, typer.Option(help="Keep finished blocks if the run is interrupted; the same command resumes after them.")
 ]
@@ -63,6 +72,7 @@ def prune(
     try_: _Try = None,
     try_text: _TryText = None,
     run: flags.RunFlags,
+    base_model: _BaseModel = None,
     overwrite: _Overwrite = False,
     journal: _Journal = True,
     json: flags.Json = False,
@@ -83,7 +93,7 @@ def prune(
             where = {name: arguments[name] for name in ("device", "dtype")}
             perplexities = _try_candidates(candidates, model, try_text, where, quiet=json)
             chosen = candidates[next(iter(perplexities))]
-        arguments |= {"overwrite": overwrite, "journal": journal, "group": group}
+        arguments |= {"base_model": base_model, "overwrite": overwrite, "journal": journal, "group": group}
         if not quiet:
             arguments["on_plan"] = partial(_print_plan, model)
         record = _prune(context, model, output, chosen, arguments, quiet=quiet)
