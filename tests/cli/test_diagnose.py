@@ -26,6 +26,23 @@ def test_a_table_its_notes_and_a_summary(eggs, pruned):
     assert "retained" not in ran.out
 
 
+def test_of_all_blocks_the_worst_is_shown_or_every_matrix(eggs, pruned):
+    matrices = eggs("diagnose", pruned, "--json").json["matrices"]
+    rows = [line.split() for line in eggs("diagnose", pruned).out.splitlines() if "down_proj" in line]
+    both = [matrix for matrix in matrices if matrix["name"].endswith("down_proj")]
+    degrees = [matrix["input_degrees"] for matrix in both]
+    assert rows[0][:4] == [
+        "mlp.down_proj",
+        str(sum(matrix["dead_inputs"] for matrix in both)),
+        f"{min(degree['min'] for degree in degrees):.0f}",
+        f"{min(degree['p1'] for degree in degrees):.0f}",
+    ]
+    assert rows[0][-1] == f"{max(matrix['output_error'] for matrix in both):.4f}"
+    full = [line.split() for line in eggs("diagnose", pruned, "--full").out.splitlines() if "down_proj" in line]
+    assert [row[0] for row in full[:2]] == ["0.mlp.down_proj", "1.mlp.down_proj"]
+    assert [row[-1] for row in full[:2]] == [f"{matrix['output_error']:.4f}" for matrix in both]
+
+
 def test_spectra_and_retained_shares(eggs, pruned, tiny):
     ran = eggs("diagnose", pruned, "--spectra", "--against", tiny())
     assert (ran.code, ran.err) == (0, "")
@@ -82,7 +99,7 @@ def test_measurements_on_text(eggs, pruned, tiny, text_file):
         "diagnose", pruned, "--against", tiny(), "--calibration", text_file, "--nsamples", "2", "--seqlen", "24",
         "--spectra", "--reachability", "--bounds", "--flow",
     )  # fmt: skip
-    assert (ran.code, ran.err) == (0, "")
+    assert ran.code == 0, ran.err
     notes = (tables.CALIBRATION_NOTES, tables.BOUND_NOTES, tables.REACHABILITY_NOTES)
     columns = [name for table_notes in (*notes, tables.FLOW_NOTES) for name, _ in table_notes]
     assert [name for name in columns if f"\n{name}: " not in ran.out] == []

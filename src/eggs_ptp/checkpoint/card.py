@@ -24,7 +24,8 @@ def check_base_model(name: str | None) -> None:
     Raises:
         CheckpointError: It is no name of the hub.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     if name is None:
         return

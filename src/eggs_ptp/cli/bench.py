@@ -154,7 +154,8 @@ def _print_generation(generated: "GenerationMeasurement") -> None:
 
 
 def _print_products(products: "list[ProductMeasurement]") -> None:
-    from eggs_ptp.cli.terminal import print_table
+    from eggs_ptp.cli.merged_rows import without_constant_columns
+    from eggs_ptp.cli.terminal import print_line, print_table
 
     rows = []
     for product in products:
@@ -190,7 +191,10 @@ def _print_products(products: "list[ProductMeasurement]") -> None:
         ">spread",
         "backend",
     )
-    print_table(columns, rows)
+    shown, cells, constants = without_constant_columns(columns, rows, ("dtype", "pattern", "backend"))
+    print_table(shown, cells)
+    if constants:
+        print_line(f"every product: {', '.join(f'{name} {value}' for name, value in constants.items())}")
 
 
 def _speedup(value: float, trusted: bool) -> str:

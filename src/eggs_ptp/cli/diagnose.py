@@ -79,6 +79,7 @@ _SeqLen = Annotated[
         rich_help_panel=_TEXT,
     ),
 ]
+_Full = Annotated[bool, typer.Option("--full", help="A row for every matrix, not one for all blocks.")]
 _Seed = Annotated[int, typer.Option(min=0, help="Seed that draws the windows.", rich_help_panel=_TEXT)]
 
 
@@ -97,6 +98,7 @@ def diagnose(
     seqlen: _SeqLen = None,
     seed: _Seed = 0,
     run: flags.DeviceFlags,
+    full: _Full = False,
     json: flags.Json = False,
 ) -> None:
     """Count dead inputs and connections, check the degrees of Lemma 1, and compare with the dense model."""
@@ -120,7 +122,7 @@ def diagnose(
     if json:
         print_json(diagnosis.to_dict())
     else:
-        diagnosis_tables.print_diagnosis(diagnosis)
+        diagnosis_tables.print_diagnosis(diagnosis, full=full)
         print_line(progress.memory_text())
 
 

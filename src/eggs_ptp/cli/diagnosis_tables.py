@@ -1,8 +1,9 @@
 """The tables that `eggs diagnose` prints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from eggs_ptp.cli.merged_rows import merge_rows, without_common_prefix
 from eggs_ptp.cli.terminal import print_line, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ MATRIX_NOTES: Notes = (
         "sum_k (2k - n - 1) d_(k) / (n sum d): 0 where all inputs have equally many; it does not know which matter",
     ),
     (
-        "guaranteed",
+        "Lemma 1",
         "min(B, out // M) connections that Lemma 1 guarantees every input; a kept weight of 0 is no connection",
     ),
     ("expands to", "any set of up to this many inputs has more outputs than members, by its degrees; Lemma 1: B - 1"),
@@ -37,7 +38,7 @@ SPECTRUM_NOTES: Notes = (
     ("/random", "sigma2 over that of random masks (of the N:M pattern where it is known): near 1 is as good as random"),
     ("Ramanujan", "(sqrt(d_out - 1) + sqrt(d_in - 1)) / sqrt(d_out d_in); at 50 % nearly every mask is below it"),
     ("Cheeger", "(1 - sigma2) / 2 <= conductance: share of its connections that leave any set of up to half of them"),
-    ("Tanner", "minimal share of live outputs that any 1 % of the live inputs reach, and the same from the outputs"),
+    ("Tanner out, in", "minimal share of live outputs that any 1 % of the live inputs reach, and of inputs by outputs"),
 )
 CALIBRATION_NOTES: Notes = (
     ("error, of the mask", "|X (W - W')^T|^2 / |X W^T|^2 on the given text, X of the pruned model; with W' = W m"),
@@ -55,7 +56,7 @@ BOUND_NOTES: Notes = (
         "be reached",
     ),
     ("best found", "by search; the optimum is between the two"),
-    ("W kept, W solved", "kept weights as in the dense model, or solved for after pruning"),
+    ("kept, solved", "kept weights as in the dense model, or solved for after pruning"),
 )
 REACHABILITY_NOTES: Notes = (
     ("through", "share of pairs of residual channels connected by a path of non-zero weights; near 1 at 50 %"),
@@ -71,19 +72,117 @@ FLOW_NOTES: Notes = (
 )
 
 
-def print_diagnosis(diagnosis: "Diagnosis") -> None:
-    """Print a table for each analysis that was made, the meaning of its columns, and a summary of the model."""
-    _print_matrices(diagnosis)
+Cell = Callable[[Sequence["MatrixDiagnosis"]], str]  # text about one matrix, or about the worst of several
+Columns = Mapping[str, Cell]
+
+
+def _worst(
+    choose: Callable[[Iterable[float]], float], value: Callable[["MatrixDiagnosis"], float | None], form: str
+) -> Cell:
+    """Return the cell of a quantity: of several matrices the chosen one; a dash where none has it.
+
+    Args:
+        choose: `min`, `max` or `sum`.
+        value: The quantity of a matrix; None where it was not measured.
+        form: How it is formatted.
+    """
+
+    def cell(matrices: Sequence["MatrixDiagnosis"]) -> str:
+        values = [number for matrix in matrices if (number := value(matrix)) is not None]
+        return format(choose(values), form) if values else "-"
+
+    return cell
+
+
+def _key(group: str, key: str) -> Callable[["MatrixDiagnosis"], float | None]:
+    """Return a function that reads one number of a group of a matrix's numbers; None where it was not measured."""
+    return lambda matrix: (getattr(matrix, group) or {}).get(key)
+
+
+def _guaranteed(matrices: Sequence["MatrixDiagnosis"]) -> str:
+    recorded = [matrix for matrix in matrices if matrix.floor is not None]
+    violated = [matrix for matrix in recorded if not matrix.floor_held]
+    if not recorded:
+        return "-"
+    least = min(matrix.floor or 0 for matrix in violated or recorded)
+    return f"{least} {'VIOLATED' if violated else 'ok'}"
+
+
+def _to_random(matrix: "MatrixDiagnosis") -> float | None:
+    spectrum = matrix.spectrum or {}
+    random_sigma2 = spectrum.get("pattern_edge") or spectrum.get("random_edge")
+    return (spectrum["sigma2"] or 0.0) / random_sigma2 if random_sigma2 else None
+
+
+def _top(matrix: "MatrixDiagnosis") -> float | None:
+    values = matrix.weighted
+    return values["pruned"][0] / values["dense"][0] if values and values["dense"][0] else None
+
+
+MATRIX_COLUMNS: Columns = {
+    "dead": _worst(sum, lambda matrix: matrix.dead_inputs, "d"),
+    "min": _worst(min, _key("input_degrees", "min"), ".0f"),
+    "p1": _worst(min, _key("input_degrees", "p1"), ".0f"),
+    "median": _worst(min, _key("input_degrees", "p50"), ".0f"),
+    "Gini": _worst(max, _key("input_degrees", "gini"), ".2f"),
+    "Lemma 1": _guaranteed,
+    "expands to": _worst(min, lambda matrix: matrix.expands_to, "d"),
+    "output error": _worst(max, lambda matrix: matrix.output_error, ".4f"),
+}
+AGAINST_COLUMNS: Columns = {
+    "|W|": _worst(min, _key("retained", "magnitude"), ".4f"),
+    "energy": _worst(min, _key("retained", "energy"), ".4f"),
+    "energy of dead": _worst(max, _key("retained", "dead_energy"), ".4f"),
+}
+SPECTRUM_COLUMNS: Columns = {
+    "sigma2": _worst(max, _key("spectrum", "sigma2"), ".4f"),
+    "/random": _worst(max, _to_random, ".2f"),
+    "Ramanujan": _worst(min, _key("spectrum", "ramanujan"), ".4f"),
+    "Cheeger": _worst(min, _key("spectrum", "cheeger"), ".3f"),
+    "Tanner out": _worst(min, _key("spectrum", "tanner_outputs"), ".3f"),
+    "Tanner in": _worst(min, _key("spectrum", "tanner_inputs"), ".3f"),
+}
+CALIBRATION_COLUMNS: Columns = {
+    "error": _worst(max, _key("calibrated", "output_error"), ".4f"),
+    "of the mask": _worst(max, _key("calibrated", "mask_error"), ".4f"),
+    "dead in": _worst(max, _key("calibrated", "dead_activation"), ".4f"),
+    "dead out": _worst(max, _key("calibrated", "dead_output"), ".4f"),
+    "Wanda": _worst(min, _key("calibrated", "retained_wanda"), ".3f"),
+    "RIA": _worst(min, _key("calibrated", "retained_ria"), ".3f"),
+    "top": _worst(min, _top, ".3f"),
+}
+BOUND_COLUMNS: Columns = {
+    "of the mask": _worst(max, _key("calibrated", "mask_error"), ".4f"),
+    "lower bound, kept": _worst(max, _key("bounds", "least_unchanged"), ".4f"),
+    "best found, kept": _worst(max, _key("bounds", "best_unchanged"), ".4f"),
+    "error": _worst(max, _key("calibrated", "output_error"), ".4f"),
+    "lower bound, solved": _worst(max, _key("bounds", "least_updated"), ".4f"),
+    "best found, solved": _worst(max, _key("bounds", "best_updated"), ".4f"),
+}
+
+
+def print_diagnosis(diagnosis: "Diagnosis", *, full: bool) -> None:
+    """Print a table for each analysis that was made, the meaning of its columns, and a summary of the model.
+
+    Args:
+        diagnosis: The diagnosis.
+        full: Whether every matrix has a row of its own; otherwise those that differ in their block only share one.
+    """
+    _print_matrices(diagnosis, MATRIX_COLUMNS, MATRIX_NOTES, full=full)
+    if diagnosis.against is not None:
+        _print_matrices(diagnosis, AGAINST_COLUMNS, AGAINST_NOTES, full=full)
     if any(matrix.spectrum for matrix in diagnosis.matrices):
-        _print_spectra(diagnosis)
+        _print_matrices(diagnosis, SPECTRUM_COLUMNS, SPECTRUM_NOTES, full=full)
     if diagnosis.calibration is not None:
-        _print_calibrated(diagnosis)
+        _print_matrices(diagnosis, CALIBRATION_COLUMNS, CALIBRATION_NOTES, full=full)
     if any(matrix.bounds for matrix in diagnosis.matrices):
-        _print_bounds(diagnosis)
+        _print_matrices(diagnosis, BOUND_COLUMNS, BOUND_NOTES, full=full)
     if diagnosis.reachability:
         _print_reachability(diagnosis)
     if diagnosis.gradient_flow:
         _print_flow(diagnosis)
+    if not full and len(diagnosis.matrices) > 1:
+        print_line("Each row of matrices: the worst of its blocks; --full has a row for every matrix.")
     for text in _summary(diagnosis):
         print_line(text)
 
@@ -94,94 +193,19 @@ def _print(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Notes) 
         print_line(f"{name}: {note}")
 
 
-def _print_matrices(diagnosis: "Diagnosis") -> None:
-    columns = ["matrix", ">dead", ">min", ">p1", ">median", ">Gini", ">guaranteed", ">expands to", ">output error"]
-    notes = [*MATRIX_NOTES]
-    if diagnosis.against is not None:
-        columns += [">|W|", ">energy", ">energy of dead"]
-        notes += AGAINST_NOTES
-    _print(columns, map(_matrix_row, diagnosis.matrices), notes)
-
-
-def _matrix_row(matrix: "MatrixDiagnosis") -> list[str]:
-    degrees = matrix.input_degrees
-    guaranteed = "-"
-    if matrix.floor is not None:
-        guaranteed = f"{matrix.floor} {'ok' if matrix.floor_held else 'VIOLATED'}"
-    row = [
-        matrix.name,
-        f"{matrix.dead_inputs}",
-        f"{degrees['min']:.0f}",
-        f"{degrees['p1']:.0f}",
-        f"{degrees['p50']:.0f}",
-        f"{degrees['gini']:.3f}",
-        guaranteed,
-        f"{matrix.expands_to}",
-        "-" if matrix.output_error is None else f"{matrix.output_error:.4f}",
+def _print_matrices(diagnosis: "Diagnosis", columns: Columns, notes: Notes, *, full: bool) -> None:
+    """Print a table with a row for every matrix, or for all that differ in their block only."""
+    by_name = {matrix.name: matrix for matrix in diagnosis.matrices}
+    groups = [(name, [matrix]) for name, matrix in by_name.items()]
+    if not full:
+        groups = [(row.label, [by_name[name] for name in row.names]) for row in merge_rows((n, ()) for n in by_name)]
+    prefix, labels = without_common_prefix([label for label, _ in groups])
+    rows = [
+        [label, *(cell(members) for cell in columns.values())]
+        for label, (_, members) in zip(labels, groups, strict=True)
     ]
-    if matrix.retained is not None:
-        row += [f"{matrix.retained[key]:.4f}" for key in ("magnitude", "energy", "dead_energy")]
-    return row
-
-
-def _print_spectra(diagnosis: "Diagnosis") -> None:
-    rows = []
-    for matrix in diagnosis.matrices:
-        if matrix.spectrum is None:
-            rows.append([matrix.name, *["-"] * 5])
-            continue
-        values = {key: value or 0.0 for key, value in matrix.spectrum.items()}
-        random_sigma2 = values["pattern_edge"] or values["random_edge"]
-        rows.append(
-            [
-                matrix.name,
-                f"{values['sigma2']:.4f}",
-                f"{values['sigma2'] / random_sigma2:.2f}" if random_sigma2 else "-",
-                f"{values['ramanujan']:.4f}",
-                f"{values['cheeger']:.3f}",
-                f"{values['tanner_outputs']:.3f} {values['tanner_inputs']:.3f}",
-            ]
-        )
-    _print(["matrix", ">sigma2", ">/random", ">Ramanujan", ">Cheeger", ">Tanner"], rows, SPECTRUM_NOTES)
-
-
-def _print_calibrated(diagnosis: "Diagnosis") -> None:
-    columns = ["matrix", ">error", ">of the mask", ">dead in", ">dead out", ">Wanda", ">RIA", ">top"]
-    keys = ("output_error", "mask_error", "dead_activation", "dead_output", "retained_wanda", "retained_ria")
-    rows = []
-    for matrix in diagnosis.matrices:
-        metrics = matrix.calibrated or {}
-        singular_values = matrix.weighted
-        top = "-"
-        if singular_values and singular_values["dense"][0]:
-            top = f"{singular_values['pruned'][0] / singular_values['dense'][0]:.3f}"
-        rows.append([matrix.name, *(f"{metrics[key]:.4f}" for key in keys), top])
-    _print(columns, rows, CALIBRATION_NOTES)
-
-
-def _print_bounds(diagnosis: "Diagnosis") -> None:
-    columns = [
-        "matrix",
-        ">of the mask",
-        ">lower bound",
-        ">best found, W kept",
-        ">error",
-        ">lower bound",
-        ">best found, W solved",
-    ]
-    rows = []
-    for matrix in diagnosis.matrices:
-        if matrix.bounds and matrix.calibrated:
-            errors = [
-                matrix.calibrated["mask_error"],
-                matrix.bounds["least_unchanged"],
-                matrix.bounds["best_unchanged"],
-                matrix.calibrated["output_error"],
-                matrix.bounds["least_updated"],
-                matrix.bounds["best_updated"],
-            ]
-            rows.append([matrix.name, *(f"{error:.4f}" for error in errors)])
-    _print(columns, rows, BOUND_NOTES)
+    head = f"matrices of {prefix}" if prefix else "matrices"
+    _print([head, *(f">{name}" for name in columns)], rows, notes)
 
 
 def _print_reachability(diagnosis: "Diagnosis") -> None:

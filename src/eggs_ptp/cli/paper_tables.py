@@ -57,7 +57,7 @@ def list_published(
     if json:
         print_json({"items": items, "model": model})
         return
-    columns = ["name", "paper", "table or figure", "measures", "models", ">numbers", "requires"]
+    columns = ["name", "paper", "table or figure", ">numbers", "requires"]
     if model:
         columns.append(">recorded")
     print_table(columns, [_row(item, with_recorded=model is not None) for item in items])
@@ -75,8 +75,6 @@ def _row(item: dict[str, Any], *, with_recorded: bool) -> list[str]:
         item["name"],
         item["paper"],
         item["place"],
-        item["measure"],
-        ", ".join(item["models"]),
         str(item["numbers"]),
         item["needs"],
     ]

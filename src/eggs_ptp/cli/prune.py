@@ -187,8 +187,9 @@ def _print_record(record: "RunRecord", output: Path, perplexities: dict[str, flo
     print_table(table.columns, table.rows)
     for note in table.notes:
         print_line(note)
+    by_time = sorted(record.stages.items(), key=lambda item: item[1], reverse=True)
     stages = ", ".join(
-        f"{stage} {format_duration(seconds)}" for stage, seconds in record.stages.items() if seconds >= 0.005
+        f"{stage} {format_duration(seconds)}" for stage, seconds in by_time if seconds >= 0.02 * record.seconds
     )
     print_line(f"{format_duration(record.seconds)} ({stages}), peak memory {format_bytes(record.peak_memory_bytes)}")
     print_line(f"Written to {output}; the record of every matrix is in {output / 'eggs.json'}")

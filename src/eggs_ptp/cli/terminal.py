@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 15.0  # between two lines of progress where there is no terminal and steps are short
 _BEFORE_BLOCKS = ("embedding", "order")  # stages of a run before its first block
+_BETWEEN_COLUMNS = 3
 _PIPE_WIDTH = 160  # rich takes 80 where there is no terminal, and would wrap the names of matrices
 
 
@@ -56,18 +57,37 @@ def _finite(data: Any) -> Any:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table.
 
+    Where it is wider than the terminal, heads take several lines and texts wrap between words. No word or number is
+    cut: a table that is still too wide runs over the edge.
+
     Args:
         columns: Column heads; one that starts with `>` is right-aligned, for numbers.
         rows: The cells of each row.
     """
+    output = console()
+    cells = [list(row) for row in rows]
+    heads = [column.removeprefix(">") for column in columns]
+    texts = list(zip(heads, *cells, strict=True))
+    needed = [max(_longest_word(text) for text in column) for column in texts]
+    gaps = _BETWEEN_COLUMNS * (len(columns) - 1) + 2
+    is_wide = sum(max(map(len, column)) for column in texts) + gaps > output.width
+    output.width = max(output.width, sum(needed) + gaps)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
+    for column, head, width in zip(columns, heads, needed, strict=True):
+        is_number = column.startswith(">")
         table.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+            head.replace(" ", "\n") if is_wide else head,
+            justify="right" if is_number else "left",
+            min_width=width,
+            no_wrap=is_wide and is_number,
         )
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
-    console().print(table)
+    output.print(table)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def peak_memory_text(peak: int, baseline: int) -> str:
