@@ -4,6 +4,8 @@ from types import SimpleNamespace
 import pytest
 from synthetic_records import evaluation, pruned_run, write_record
 
+from eggs_ptp import api
+from eggs_ptp.cli import report_texts
 from eggs_ptp.cli.report import print_result
 from eggs_ptp.report.record_files import Skipped
 from eggs_ptp.report.report import Report
@@ -72,3 +74,38 @@ def test_a_page_does_not_read_other_files(eggs, runs, tmp_path):
     shutil.rmtree(runs[0])
     text = (tmp_path / "r.html").read_text()
     assert str(tmp_path) not in text.replace(str(runs[0]), "")  # the folder is named once, nothing is read from it
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruned") / "run"
+    api.prune(str(tiny()), folder, method="magnitude")
+    return folder
+
+
+def texts_of(eggs, folder, tmp_path, *flags):
+    assert eggs("report", folder, "-o", tmp_path / "r.html", "--markdown", tmp_path / "r.md", *flags).code == 0
+    _, found, section = (tmp_path / "r.md").read_text().partition("### Generated text")
+    return section.partition("\n### ")[0] if found else None
+
+
+def test_without_a_record_both_models_write_a_text(eggs, pruned, tmp_path):
+    section = texts_of(eggs, pruned, tmp_path)
+    assert [line for line in section.splitlines() if line.endswith(":")] == ["dense:", "run:"]
+    assert section.count("> **The most important thing about**") == 2
+    assert texts_of(eggs, pruned, tmp_path, "--no-texts") is None
+
+
+def test_a_recorded_text_is_shown_with_that_of_the_dense_model(eggs, pruned, tiny, tmp_path):
+    ran = eggs("generate", pruned, "--against", tiny(), "--prompt", "Once upon", "--tokens", "4", "--json")
+    record = tmp_path / "text.json"
+    record.write_text(ran.out)
+    section = texts_of(eggs, pruned, tmp_path, "--records", record)
+    assert [line for line in section.splitlines() if line.endswith(":")] == ["dense:", "run:"]
+    assert section.count("> **Once upon**") == 2
+
+
+def test_a_model_too_large_to_write_here_writes_nothing(eggs, pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_texts, "_MOST_PARAMETERS", 100)
+    monkeypatch.setattr(api, "load", lambda *_: pytest.fail("a model was loaded"))
+    assert texts_of(eggs, pruned, tmp_path) is None

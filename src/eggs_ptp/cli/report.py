@@ -39,6 +39,14 @@ Matrix = Annotated[
 AllBlocks = Annotated[
     bool, typer.Option("--all-blocks", help="Read the masks of all blocks of a large model, not only of some.")
 ]
+Texts = Annotated[
+    bool,
+    typer.Option(
+        "--texts/--no-texts",
+        help="Where no record has a generated text: let the dense model and the runs continue a prompt, if they are on "
+        "this machine, not packed, and have at most 500 million parameters.",
+    ),
+]
 
 
 def report(
@@ -49,6 +57,7 @@ def report(
     plots: Plots = None,
     matrix: Matrix = None,
     all_blocks: AllBlocks = False,
+    texts: Texts = True,
     json: flags.Json = False,
 ) -> None:
     """Write quality, output errors, connectivity and speed of runs to one page that needs no network."""
@@ -56,6 +65,7 @@ def report(
     for path in (output, *([markdown] if markdown else [])):
         if not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"{path}: there is no such folder to write to")
+    from eggs_ptp.cli.report_texts import write_texts
     from eggs_ptp.cli.terminal import Progress, print_json
     from eggs_ptp.core.atomic_write import write_text_atomically
     from eggs_ptp.report.page import render_html, render_markdown
@@ -67,6 +77,7 @@ def report(
             records or (),
             matrices=matrix or (),
             all_blocks=all_blocks,
+            write_texts=write_texts if texts else lambda _: (),
             progress=progress.count if progress.is_bar else None,
         )
     page = render_html(made)

@@ -110,8 +110,9 @@ def text_section(group: ModelGroup) -> Section:
     for label, records in owners:
         for record in records:
             section.texts += read_texts(record, label)
+    section.texts += group.texts
     section.texts = list(dict.fromkeys(section.texts))
-    section.texts.sort(key=lambda text: text.prompt)  # stable: dense stays first
+    section.texts.sort(key=lambda text: (text.prompt, text.label != DENSE))  # stable: runs stay in their order
     if section.texts:
         section.remarks.append("One sample per model: it shows the kind of text, not how good the model is.")
     return section
@@ -126,7 +127,10 @@ def read_texts(record: Record, label: str = DENSE) -> list[Text]:
     """
     data = record.data
     if record.kind is Kind.sample:
-        return [_continuation(label, data["prompt"], data["text"])]
+        texts = [_continuation(label, data["prompt"], data["text"])]
+        if against := data.get("against"):
+            texts.append(_continuation(DENSE, data["prompt"], against["text"]))
+        return texts
     if record.kind is Kind.demo:
         return [_continuation(str(name), data["prompt"], text) for name, text in data["samples"].items()]
     return []

@@ -1,7 +1,7 @@
 """Model group: the runs of one dense model, with everything that was measured of them and of the dense model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from eggs_ptp.report.connectivity import Connectivity
 from eggs_ptp.report.quality import Perplexity, Quality, read_quality
 from eggs_ptp.report.record_files import Kind, Record
 from eggs_ptp.report.run_folder import Run
+from eggs_ptp.report.section import Text
 
 DENSE = "dense"
 
@@ -32,6 +33,7 @@ class ModelGroup:
         connectivity: Connectivity by label of the run, where the weights are there.
         corner_names: Matrices whose corners are drawn.
         named: The dense model of a group that has only a comparison and no runs.
+        texts: Texts that were generated for this report, as no record has one.
     """
 
     key: str
@@ -40,6 +42,7 @@ class ModelGroup:
     connectivity: dict[str, Connectivity]
     corner_names: list[str]
     named: str = ""
+    texts: list[Text] = field(default_factory=list)
 
     @property
     def model(self) -> str:

@@ -22,7 +22,7 @@ from eggs_ptp.report.provenance import provenance_section
 from eggs_ptp.report.quality import read_quality
 from eggs_ptp.report.record_files import Record, Skipped, read_records
 from eggs_ptp.report.run_folder import Run, attach_to_runs, group_by_model, read_runs
-from eggs_ptp.report.section import Section
+from eggs_ptp.report.section import Section, Text
 from eggs_ptp.report.speed import read_bench, speed_section
 
 Progress = Callable[[int, int], None]
@@ -68,6 +68,7 @@ def make_report(
     *,
     matrices: Sequence[str] = (),
     all_blocks: bool = False,
+    write_texts: Callable[[ModelGroup], Sequence[Text]] = lambda _: (),
     progress: Progress | None = None,
 ) -> Report:
     """Read pruned folders and the records of other verbs, and render them as sections.
@@ -79,6 +80,7 @@ def make_report(
         records: Record files, or folders of them; those in or next to a pruned folder are found without.
         matrices: Names or globs of the matrices whose masks are drawn.
         all_blocks: Read the masks of all blocks of large runs, not of some.
+        write_texts: Generates texts with the models of a group; called where no record has any.
         progress: Called with the number of finished runs and of all runs.
 
     Raises:
@@ -114,6 +116,8 @@ def make_report(
                 progress(done, len(runs))
     groups_with_sections = []
     for group in groups:
+        if group.runs and not text_section(group).texts:
+            group.texts += write_texts(group)
         makers = _SECTIONS if group.runs else (comparison_section,)
         sections = [make_section(group) for make_section in makers]
         groups_with_sections.append((group, [section for section in sections if not section.is_empty]))
