@@ -74,6 +74,7 @@ def test_turns_reach_the_template_as_they_are(tmp_path, turn):
     [
         ({"from": "human", "value": "hi"}, {"role": "user", "content": "hi"}),
         ({"from": "gpt", "value": ""}, {"role": "assistant", "content": ""}),
+        ({"from": "bing", "value": "hello"}, {"role": "assistant", "content": "hello"}),
         ({"from": "system", "value": "be brief"}, {"role": "system", "content": "be brief"}),
         ({"from": "observation", "value": "21"}, {"role": "tool", "content": "21"}),
         ({"role": "user", "content": None, "value": "hi"}, {"role": "user", "content": "hi"}),
@@ -142,6 +143,15 @@ def image(**part):
             "expected a chat of text, got an image with it ('images'); language models",
         ),
         ({"conversations": [USER], "audio": "x.wav"}, "expected a chat of text, got audio with it ('audio')"),
+        ({"messages": [USER], "Videos": [{"path": "x"}]}, "expected a chat of text, got a video with it ('Videos')"),
+        (
+            {"messages": [USER, {**USER, "images": ["x.png"]}]},
+            "'messages', message 2: expected a message of text, got an image with it ('images'); language models",
+        ),
+        (
+            {"messages": [{**USER, "audio": {"id": "a"}}]},
+            "'messages', message 1: expected a message of text, got audio with it ('audio')",
+        ),
         (
             image(type="file", file={"id": "a"}),
             "'messages', message 1, part 2: expected a part of type 'text', got 'file'; correct the row",
@@ -176,6 +186,7 @@ def test_a_bad_row_says_which_and_why(tmp_path, row, message):
 
 def test_a_chat_without_media_in_a_field_for_them(tmp_path):
     assert rendered(tmp_path, {"messages": [USER], "images": [], "audio": None})["messages"] == [USER]
+    assert rendered(tmp_path, {"messages": [{**USER, "images": None}]})["messages"] == [USER]
 
 
 class Failing:

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import sys
 
 import pyarrow
@@ -115,14 +117,59 @@ def test_compressed_files_by_any_name(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["{", '{"text": "a"}\nand prose', '{"body": "a"}', '[{"text": "a"}]', '"text"', '{"text": "a"}\n{"body": "b"}'],
+    [
+        "{",
+        '{"text": "a"}\nand prose',
+        '{"body": "a"}',
+        '[{"body": "a"}]',
+        '[{"text": "a"}, "b"]',
+        '[{"text": "a"}] and prose',
+        '["a", "b"]',
+        "[1] A footnote.",
+        '"text"',
+        '{"text": "a"}\n{"body": "b"}',
+    ],
 )
 def test_texts_that_only_resemble_rows_are_one_document(tmp_path, content):
     assert read_text_file(written(tmp_path / "a.txt", content)) == ([content], False)
 
 
-def test_a_list_of_rows_in_json_lines(tmp_path):
-    assert read_text_file(written(tmp_path / "a.jsonl", '[{"text": "a"}, {"text": "b"}]')) == (["a", "b"], True)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSON", "a.txt", "rows", "a.json.gz"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_of_rows_by_any_name(tmp_path, name, indent):
+    content = json.dumps([{"text": "a b"}, {"text": "c"}], indent=indent).encode()
+    path = written(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_text_file(path) == (["a b", "c"], True)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "row"])
+@pytest.mark.parametrize("row", [{"text": "a b"}, {"text": "a b", "meta": {"page": 1}}])
+def test_one_object_over_several_lines(tmp_path, name, row):
+    assert read_text_file(written(tmp_path / name, json.dumps(row, indent=2) + "\n")) == (["a b"], True)
+
+
+def test_rows_inside_an_object_are_refused(tmp_path):
+    path = written(tmp_path / "b.json", json.dumps({"train": [{"text": "a b"}]}, indent=2))
+    assert refusal(path) == (
+        f"{path}: there is no 'text' field, only 'train'; name the field that holds the text "
+        "(--set calibration.text_field=NAME)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lzma.compress(b"some text"), "xz; decompress it, or compress it with gzip"),
+        (bz2.compress(b"some text"), "bzip2; decompress it, or compress it with gzip"),
+        (b"\x28\xb5\x2f\xfd\x04\x00\x49", "Zstandard; decompress it"),
+        ("some text".encode("utf-16"), "UTF-16; save it as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_files_that_hold_no_text_yet_are_named(tmp_path, data, message, name):
+    path = written(tmp_path / name, data)
+    assert refusal(path).startswith(f"{path}: expected UTF-8 text, got ")
+    assert message in refusal(path)
 
 
 @pytest.mark.parametrize("damage", [slice(12, 30), slice(-8, None), slice(-40, -20)])

@@ -13,7 +13,7 @@ class LetterTokenizer:
 
     pad_token_id, eos_token_id = None, 2
 
-    def __call__(self, text, verbose):
+    def __call__(self, text, verbose, add_special_tokens=True):
         return {"input_ids": [ord(letter) - 97 for letter in text]}
 
     def decode(self, ids, skip_special_tokens):
@@ -101,6 +101,8 @@ class ChatTokenizer(LetterTokenizer):
 def test_a_chat_has_one_begin_token_and_opens_an_answer():
     assert prompt_ids(ChatTokenizer(), "ab", chat=True) == [25, 0, 1, 24]
     assert prompt_ids(ChatTokenizer(), "ab", chat=False) == [25, 0, 1]
+    assert prompt_ids(ChatTokenizer(), "zab", chat=False) == [25, 0, 1]
+    assert prompt_ids(ChatTokenizer(), "aab", chat=False) == [25, 0, 0, 1]
     with pytest.raises(CalibrationError, match="--chat: expected a tokenizer with a chat template"):
         prompt_ids(LetterTokenizer(), "ab", chat=True)
 

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from eggs_ptp.errors import CalibrationError
 from eggs_ptp.evaluation import text as text_module
-from eggs_ptp.evaluation.text import load_text
+from eggs_ptp.evaluation.text import is_wikitext_file, load_text
 
 
 @pytest.fixture
@@ -44,6 +44,37 @@ def test_a_file_of_wikitext_has_the_rows_of_the_data_set(tmp_path):
     text = load_text(str(path))
     assert text.documents == ["", " = Title = \n", "", " A sentence . \n"]
     assert text.source == f"{path}, 4 rows"
+
+
+@pytest.mark.parametrize("name", ["wiki.test.raw.gz", "WIKI.TEST.RAW", "wiki.valid.tokens.gz"])
+def test_a_file_of_wikitext_has_the_same_rows_by_other_endings(tmp_path, name):
+    data = b" \n = Title = \n \n A sentence . \n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    text = load_text(str(path))
+    assert (text.protocol, text.documents) == ("packed", ["", " = Title = \n", "", " A sentence . \n"])
+
+
+def test_a_file_that_is_called_as_wikitext_is_and_has_rows(tmp_path):
+    path = tmp_path / "wiki.test.raw"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    text = load_text(str(path))
+    assert (text.protocol, text.documents) == ("documents", ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [
+        ("a/wiki.test.raw", "test", True),
+        ("wiki.test.tokens.gz", "test", True),
+        ("wiki.valid.raw", "test", False),
+        ("wiki.valid.raw", None, True),
+        ("my.wiki.test.raw", None, False),
+        ("wiki.test.raw/a.txt", None, False),
+    ],
+)
+def test_the_names_of_wikitext_files(name, split, expected):
+    assert is_wikitext_file(name, split) is expected
 
 
 def test_the_file_of_the_test_split_has_as_many_rows_as_the_data_set(shared):

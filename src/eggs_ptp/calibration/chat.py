@@ -12,7 +12,11 @@ CHAT_FIELDS: Final = ("messages", "conversations")
 
 # ShareGPT's names, and those of chat templates.
 _KEYS: Final = {"from": "role", "value": "content"}
-_ROLES: Final = {"human": "user", "gpt": "assistant", "observation": "tool"}
+_ROLES: Final = {
+    "human": "user",
+    "observation": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant"),
+}
 # What a turn without content may consist of.
 _IN_PLACE_OF_CONTENT: Final = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
@@ -37,7 +41,7 @@ def render_chat(location: str, row: Mapping[str, Any], field: str, tokenizer: To
         CalibrationError: A turn has no role or no content, or holds an image, audio or video; or there is no template,
             or it refuses the chat.
     """
-    _refuse_media(location, row)
+    _refuse_media(location, row, "a chat")
     turns = row[field]
     location = f"{location}, {field!r}"
     if not isinstance(turns, list):
@@ -82,6 +86,7 @@ def _message(location: str, turn: Any) -> dict[str, Any]:
             f"{location}: expected an object with role and content, got {type(turn).__name__}; correct the row or "
             "leave it out"
         )
+    _refuse_media(location, turn, "a message")
     message = dict(turn)
     for foreign, key in _KEYS.items():
         if message.get(key) is None and foreign in message:
@@ -138,12 +143,12 @@ def _part_text(location: str, part: Any) -> str:
     )
 
 
-def _refuse_media(location: str, row: Mapping[str, Any]) -> None:
-    """Refuse a chat about images, audio or video that stand in fields of their own."""
-    for name, value in row.items():
-        if value and (medium := _MEDIA.get(name.removesuffix("s"))):
+def _refuse_media(location: str, holder: Mapping[str, Any], what: str) -> None:
+    """Refuse a chat or a message about images, audio or video that stand in fields of their own."""
+    for name, value in holder.items():
+        if value and (medium := _MEDIA.get(str(name).lower().removesuffix("s"))):
             raise CalibrationError(
-                f"{location}: expected a chat of text, got {medium} with it ({name!r}); {_TEXT_ONLY}"
+                f"{location}: expected {what} of text, got {medium} with it ({name!r}); {_TEXT_ONLY}"
             )
 
 

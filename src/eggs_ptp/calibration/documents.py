@@ -15,6 +15,15 @@ from eggs_ptp.errors import CalibrationError
 _JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _PARQUET: Final = b"PAR1"  # what these files begin with
 _GZIP: Final = b"\x1f\x8b"
+_FOREIGN: Final = {  # what files begin with that are no text, what they are, and what to do
+    b"\x28\xb5\x2f\xfd": ("compressed with Zstandard", "decompress it, or compress it with gzip"),
+    b"\xfd7zXZ\x00": ("compressed with xz", "decompress it, or compress it with gzip"),
+    b"BZh": ("compressed with bzip2", "decompress it, or compress it with gzip"),
+    b"PK\x03\x04": ("a zip archive", "give a file from inside of it"),
+    b"ARROW1": ("an Arrow file", "give Parquet or JSON lines"),
+    b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
+}
 
 
 class TextFile(NamedTuple):
@@ -52,9 +61,10 @@ def read_text_file(
     """Read the documents of a file.
 
     JSON lines have one object per line, with its text under `field`, or with a chat under `messages` or
-    `conversations`, which the tokenizer's chat template renders. `.json` has the same, or one list of such objects or
-    of strings. `.parquet` has such rows. Any other file is one document of UTF-8 text, unless all of its lines are such
-    objects, whatever its name. Gzipped files are decompressed.
+    `conversations`, which the tokenizer's chat template renders. Instead there may be one such object over several
+    lines, or one list of such objects or of strings. `.parquet` has such rows. Any other file is one document of UTF-8
+    text, unless it consists of such objects, one per line or in one list, whatever its name. Gzipped files are
+    decompressed.
 
     Args:
         path: The file.
@@ -73,8 +83,10 @@ def read_text_file(
         rows = _parquet_rows(path)
     else:
         text = _read_text(path)
-        if suffix in _JSON_SUFFIXES and text.lstrip()[:1] == "[":
+        if (suffix in _JSON_SUFFIXES and text.lstrip()[:1] == "[") or _is_json_list(text, field):
             rows = _list_rows(path, text)
+        elif (row := _object_over_lines(text)) and (suffix in _JSON_SUFFIXES or _has_document(row, field)):
+            rows = iter([(str(path), row)])
         elif suffix in _JSON_SUFFIXES or _is_json_lines(text, field):
             rows = _line_rows(path, text)
         else:
@@ -150,7 +162,34 @@ def _is_json_lines(text: str, field: str) -> bool:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError):
         return False
-    return all(isinstance(row, dict) and any(name in row for name in (field, *CHAT_FIELDS)) for row in rows)
+    return all(_has_document(row, field) for row in rows)
+
+
+def _is_json_list(text: str, field: str) -> bool:
+    """Return whether a text is a list of nothing but objects with a text or a chat."""
+    start = text.lstrip()
+    if start[:1] != "[" or start[1:].lstrip()[:1] != "{":
+        return False
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return all(_has_document(row, field) for row in rows)
+
+
+def _object_over_lines(text: str) -> dict[str, Any] | None:
+    """Return the object that a text of several lines is; None if it is anything else, such as JSON lines."""
+    if text.lstrip()[:1] != "{" or "\n" not in text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _has_document(row: Any, field: str) -> bool:
+    return isinstance(row, dict) and any(name in row for name in (field, *CHAT_FIELDS))
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:
@@ -175,6 +214,8 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        if foreign := next((each for magic, each in _FOREIGN.items() if data.startswith(magic)), None):
+            raise CalibrationError(f"{path}: expected UTF-8 text, got {foreign[0]}; {foreign[1]}") from None
         raise CalibrationError(
             f"{path} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start}; "
             "save it as UTF-8, or give it its own suffix (.parquet, .npy, .gz)"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eggs_ptp.calibration.tokens import token_ids
 from eggs_ptp.errors import CalibrationError
 
 
@@ -42,7 +43,7 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
 
     Args:
         tokenizer: The tokenizer.
-        prompt: The text.
+        prompt: The text; one that has the begin token itself gets no second one.
         chat: Whether it is a user's message, which the chat template renders and opens an answer to; the template
             writes all special tokens itself. Otherwise it is text that the model continues.
 
@@ -50,7 +51,7 @@ def prompt_ids(tokenizer: Any, prompt: str, *, chat: bool) -> list[int]:
         CalibrationError: The prompt is empty, or there is no chat template or it fails.
     """
     if not chat:
-        ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+        ids = token_ids(prompt, tokenizer)
         if not ids:
             raise CalibrationError("the prompt is empty and the tokenizer has no begin token; give --prompt some text")
         return ids

@@ -14,7 +14,7 @@ from eggs_ptp.evaluation.window import Protocol
 
 WIKITEXT2: Final = "Salesforce/wikitext:wikitext-2-raw-v1"
 TEXT_NAMES: Final = ("wikitext2", "c4")
-_WIKITEXT_FILE = re.compile(r"wiki\.(train|valid|test)\.(raw|tokens)")
+_WIKITEXT_FILE = re.compile(r"wiki\.(train|valid|test)\.(raw|tokens)(\.gz)?", re.IGNORECASE)
 _C4_DOCUMENTS = 1100
 _C4_WINDOWS = 256
 
@@ -70,11 +70,22 @@ def load_text(name: str | None, *, field: str = "text", tokenizer: Tokenizer | N
             f"there is no file {name}; give a file, or one of the texts from the hub: {', '.join(TEXT_NAMES)}"
         )
     documents, has_rows = read_text_file(path, field=field, tokenizer=tokenizer)
-    if _WIKITEXT_FILE.fullmatch(path.name):
+    if not has_rows and is_wikitext_file(name):
         lines = documents[0].removesuffix("\n").split("\n")
         rows = [f"{line}\n" if line.strip() else "" for line in lines]
         return EvaluationText(f"{name}, {len(rows)} rows", rows)
     return EvaluationText(name, documents, protocol="documents" if has_rows else "packed")
+
+
+def is_wikitext_file(name: str, split: str | None = None) -> bool:
+    """Return whether a file is called as those of WikiText-2 are, compressed or not.
+
+    Args:
+        name: The file.
+        split: "train", "valid" or "test"; None for any.
+    """
+    match = _WIKITEXT_FILE.fullmatch(Path(name).name)
+    return match is not None and split in (None, match[1].lower())
 
 
 find_text = load_text

@@ -14,6 +14,7 @@ from eggs_ptp.comparison.runner import Progress, ZeroShotTasks, compare
 from eggs_ptp.demo.builtin import DEMO
 from eggs_ptp.errors import CalibrationError, RecipeError
 from eggs_ptp.evaluation.harness import LOCAL_TASKS, PAPER_TASKS
+from eggs_ptp.evaluation.text import is_wikitext_file
 from eggs_ptp.models.folder import read_config
 from eggs_ptp.research.reproduction.published import PaperModel, Published, known_model
 
@@ -21,7 +22,6 @@ from eggs_ptp.research.reproduction.published import PaperModel, Published, know
 PAPER_SEQLEN = 2048
 PAPER_NSAMPLES = 128
 
-_WIKITEXT_FILES = ("wiki.test.raw", "wiki.test.tokens")
 _RUN_FIELDS = ("seed", "perplexity", "tasks", "density", "output_error", "B", "seconds", "calibration", "recipe_sha256")
 
 
@@ -191,7 +191,7 @@ class ProtocolSettings:
     @property
     def has_papers_text(self) -> bool:
         """Whether the evaluation text is WikiText-2."""
-        return self.text in (None, "wikitext2") or Path(str(self.text)).name in _WIKITEXT_FILES
+        return self.text in (None, "wikitext2") or is_wikitext_file(self.text, "test")
 
     def evaluation(self, model: PaperModel | None) -> dict[str, Any]:
         """Return the evaluation arguments of `compare`.
