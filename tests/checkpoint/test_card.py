@@ -116,7 +116,5 @@ def test_a_given_base_model_is_named_once(model):
 
 @pytest.mark.parametrize("name", ["/home/somebody/model", "a/b/c", "", "owner/na me", "-x", "owner/name.git"])
 def test_a_base_model_that_the_hub_does_not_accept_is_refused(name):
-    with pytest.raises(
-        CheckpointError, match=f"a name of the hub .*got {re.escape(repr(name))}"
-    ):
+    with pytest.raises(CheckpointError, match=f"a name of the hub .*got {re.escape(repr(name))}"):
         check_base_model(name)
