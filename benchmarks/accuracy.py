@@ -428,13 +428,17 @@ class Record:
     def holds(self, job: Job) -> bool:
         """Return whether the record has this job's row, with the same tokens and settings."""
         from eggs_ptp.method.aliases import with_current_names
+        from eggs_ptp.method.recorded import with_later_options
 
         row = next((row for row in self.data["rows"] if job.key.items() <= row.items()), None)
         if row is None or row["windows_sha256"] != job.windows_sha256:
             return False
         settings = job.settings()
         recorded = self.data["settings"][row["settings"]]
-        return settings is None or settings == with_current_names(recorded, quiet=True)
+        named = with_current_names(recorded, quiet=True)
+        if "steps" in named:
+            named["steps"] = with_later_options(named["steps"])
+        return settings is None or settings == named
 
     def add(self, row: dict[str, Any], environment: dict[str, Any], settings: dict[str, Any]) -> None:
         """Add a row, or replace the one of the same run."""

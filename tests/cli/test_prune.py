@@ -24,8 +24,9 @@ def test_prints_the_plan_prunes_and_prints_the_record(eggs, tiny, text_file, tmp
     assert first.startswith(f"{tiny()} (llama, 2 blocks, 14 matrices) on cpu in float32: 14 to 2:4 by eggs+")
     assert last.startswith("prune: 2/2, ")
     words = " ".join(ran.out.split())
-    assert "matrices of model.layers.0-1 count pattern kept method output error B" in words
-    assert "mlp.down_proj 2 2:4 50.0% eggs+ 0." in words
+    assert "matrices of model.layers.0-1 count output error B" in words
+    assert "mlp.down_proj 2 0." in words
+    assert "Every matrix: pattern 2:4, kept 50.0%, method eggs+." in words
     assert "no comparison of methods" in words
     assert "256 calibration tokens are thin (the papers use 262,144)" in words
     evaluate, verify = ran.out.splitlines()[-2:]
@@ -105,10 +106,12 @@ def test_the_calibration_tokens_of_a_record(calibration, tokens):
 def test_the_table_of_a_run_fits_80_columns(eggs, tiny, text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     command = ("prune", tiny(), "-o", tmp_path / "out", "--calibration", text_file, "--nsamples", 2, "--seqlen", 64)
-    rows = [line for line in eggs(*command).out.splitlines() if "eggs+" in line]
-    assert len(rows) == 7
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[targets]]\nmatch = "*.0.mlp.up_proj"\nmethod = "wanda"\npattern = "4:8"\n')
+    rows = [line for line in eggs(*command, "--recipe", rules).out.splitlines() if "_proj  " in line]
+    assert len(rows) == 8
     assert max(map(len, rows)) <= 80
-    assert rows[0].split()[0] == "self_attn.q_proj"
+    assert rows[0].split()[0] == "0-1.self_attn.q_proj"
 
 
 def test_an_existing_folder_is_replaced_only_with_overwrite(eggs, tiny, tmp_path):

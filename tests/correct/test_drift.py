@@ -1,5 +1,6 @@
 import pytest
 import torch
+from layers import layer
 
 from eggs_ptp.correct.drift import drift
 from eggs_ptp.errors import NumericsError
@@ -66,3 +67,12 @@ def test_the_weight_of_inputs_that_never_fired_is_not_corrected():
     assert torch.equal(drift(weight, zero, torch.zeros(3, 4)), weight)
     with pytest.raises(NumericsError, match="calibration"):
         drift(weight, zero + torch.nan, torch.zeros(3, 4))
+
+
+def test_relative_damping_pulls_each_column_by_its_own_energy():
+    weight, gram = layer(6, 12)
+    cross = weight @ gram * 1.1
+    corrected = drift(weight, gram, cross, damping=0.02, relative_damping=0.3)
+    pull = (0.02 * gram.diagonal().mean() + 0.3 * gram.diagonal()).double().diag()
+    expected = torch.linalg.solve(gram.double() + pull, (cross.double() + weight.double() @ pull).T).T
+    torch.testing.assert_close(corrected, expected.float(), rtol=1e-4, atol=1e-5)

@@ -11,6 +11,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from eggs_ptp import api
+from eggs_ptp.recipe.read import read_recipe
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "first-hour.ipynb"
 
@@ -35,7 +38,7 @@ def numbers(text):
 
 
 def test_every_example_is_listed_and_tested():
-    files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".ipynb")}
+    files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".ipynb", ".toml")}
     assert set(re.findall(r"^\| \[(\S+)\]\(\1\)", (EXAMPLES / "README.md").read_text(), re.M)) == files
     tests = Path(__file__).read_text(encoding="utf-8")
     assert [name for name in files if name.partition(".")[0] not in tests] == []
@@ -102,3 +105,14 @@ def test_the_notebook_runs(tmp_path):
     assert "ok\n" in texts
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
     assert not any("Traceback" in text or "eggs: error" in text for text in texts)
+
+
+def test_group_descent(tmp_path):
+    perplexity = {}
+    for recipe in (EXAMPLES / "group-descent.toml", None):
+        out = tmp_path / ("sparsegpt" if recipe is None else "group-descent")
+        record = api.prune("demo", out, read_recipe(recipe, (), method=None if recipe else "sparsegpt", nsamples=32))
+        assert {matrix["density"] for matrix in record.matrices} == {0.5}
+        assert api.verify(out, "demo").ok
+        perplexity[out.name] = api.evaluate(out, max_windows=20).value
+    assert perplexity["group-descent"] < 0.85 * perplexity["sparsegpt"]

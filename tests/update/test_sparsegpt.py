@@ -241,3 +241,13 @@ def test_it_requests_the_gram_and_nothing_else():
     bound = Step("sparsegpt").bind("update")
     assert bound.statistics == {"gram"}
     assert bound.patterns is None
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Unstructured(0.5)], ids=str)
+def test_relative_damping_is_a_share_of_each_entry_of_the_diagonal(pattern):
+    weight, gram = layer(8, 16)
+    damped = gram + 0.3 * gram.diagonal().diag()
+    pruned, mask = sparsegpt(weight, None, pattern, gram, damping=0.0, relative_damping=0.3)
+    expected, expected_mask = sparsegpt(weight, None, pattern, damped, damping=0.0)
+    assert torch.equal(mask, expected_mask)
+    torch.testing.assert_close(pruned, expected)

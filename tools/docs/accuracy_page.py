@@ -9,6 +9,7 @@ from typing import Any
 
 from eggs_ptp.method.aliases import current_key, with_current_names
 from eggs_ptp.method.catalogue import METHODS
+from eggs_ptp.method.recorded import with_later_options
 
 Rows = list[dict[str, Any]]  # of one method, one row per seed
 Table = dict[str, Rows]  # by method
@@ -137,7 +138,8 @@ def _is_outdated(rows: Rows, record: dict[str, Any]) -> bool:
         return False
     steps = json.loads(json.dumps(METHODS[method].to_dict()["steps"]))
     recorded = (record["settings"][row["settings"]] for row in rows)
-    return any(with_current_names(settings, quiet=True).get("steps") != steps for settings in recorded)
+    named = (with_current_names(settings, quiet=True).get("steps", {}) for settings in recorded)
+    return any(with_later_options(recorded_steps) != steps for recorded_steps in named)
 
 
 def _check_presets(tables: Tables, record: dict[str, Any]) -> None:

@@ -177,6 +177,7 @@ def _prune(
 
 
 def _print_record(record: "RunRecord", output: Path, perplexities: dict[str, float], *, json: bool) -> None:
+    from eggs_ptp.cli.merged_rows import without_constant_columns
     from eggs_ptp.cli.terminal import format_bytes, format_duration, print_json, print_line, print_table
 
     if json:
@@ -184,7 +185,11 @@ def _print_record(record: "RunRecord", output: Path, perplexities: dict[str, flo
         print_json({**record.to_dict(), "output": str(output), **trials})
         return
     table = matrix_table(record.matrices)
-    print_table(table.columns, table.rows)
+    columns, rows, constants = without_constant_columns(table.columns, table.rows, ("pattern", ">kept", "method"))
+    print_table(columns, rows)
+    if constants:
+        shared = ", ".join(f"{name.removeprefix('>')} {text}" for name, text in constants.items())
+        print_line(f"Every matrix: {shared}.")
     for note in table.notes:
         print_line(note)
     by_time = sorted(record.stages.items(), key=lambda item: item[1], reverse=True)

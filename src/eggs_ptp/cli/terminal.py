@@ -73,13 +73,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     is_wide = sum(max(map(len, column)) for column in texts) + gaps > output.width
     output.width = max(output.width, sum(needed) + gaps)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column, head, width in zip(columns, heads, needed, strict=True):
-        is_number = column.startswith(">")
+    for column, (head, *below), width in zip(columns, texts, needed, strict=True):
         table.add_column(
-            head.replace(" ", "\n") if is_wide else head,
-            justify="right" if is_number else "left",
+            head.replace(" ", "\n") if is_wide and len(head) > max(map(len, below), default=0) else head,
+            justify="right" if column.startswith(">") else "left",
             min_width=width,
-            no_wrap=is_wide and is_number,
         )
     for row in cells:
         table.add_row(*row)

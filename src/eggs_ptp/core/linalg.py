@@ -9,8 +9,8 @@ _BLOCK = 128  # columns: enough for fast matrix products, few enough that the LA
 _AMPLE_TOKENS = 32  # tokens per channel; measured on held-out text, with more tokens extra damping gains nothing
 
 
-def upper_factor(gram: Tensor, damping: float) -> Tensor:
-    """Return the upper triangular factor R with H = R R^T, where H = gram + damping * mean(diag gram) * I.
+def upper_factor(gram: Tensor, damping: float, relative_damping: float = 0.0) -> Tensor:
+    """Return the upper triangular factor R with H = R R^T, where H is the damped Hessian as in `damped`.
 
     The inverse U = R^-1 is the factor of H^-1 = U^T U, and U of the leading k columns is the inverse of R's leading
     k x k corner, so H need not be inverted. A channel that was never active (zero on the diagonal, so zero in its whole
@@ -20,6 +20,7 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
     Args:
         gram: (in, in), symmetric, float32 or float64; it is not changed.
         damping: Damping relative to the mean of the diagonal.
+        relative_damping: Damping relative to each entry of the diagonal.
 
     Returns:
         R, (in, in), with a positive diagonal, in the type of `gram`.
@@ -31,7 +32,7 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
     mean = _mean_square(diagonal)
     if not mean:
         return torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    shift = damping * mean + torch.where(diagonal == 0, mean, 0.0)
+    shift = damping * mean + torch.where(diagonal == 0, mean, relative_damping * diagonal)
     factor = torch.zeros_like(gram)
     for start in reversed(range(0, gram.shape[0], _BLOCK)):
         stop = min(start + _BLOCK, gram.shape[0])
@@ -51,8 +52,14 @@ def upper_factor(gram: Tensor, damping: float) -> Tensor:
     return factor
 
 
-def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the damped Hessian H = gram + damping * mean(diag gram) * I.
+def damped(
+    gram: Tensor,
+    damping: float,
+    tokens: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    relative_damping: float = 0.0,
+) -> Tensor:
+    """Return the damped Hessian H = gram + damping * mean(diag gram) * I + relative_damping * diag gram.
 
     If no input was ever active, so that gram is zero, H is the identity: the largest weights lose the most.
 
@@ -62,6 +69,7 @@ def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: to
         tokens: Number of tokens that `gram` was computed from, if few tokens shall be damped more: `damping` is then
             multiplied by max(1, 32 in / tokens).
         dtype: Type of H; without one at least float32.
+        relative_damping: Damping relative to each entry of the diagonal.
 
     Returns:
         H, (in, in).
@@ -77,6 +85,8 @@ def damped(gram: Tensor, damping: float, tokens: Tensor | None = None, dtype: to
         hessian.diagonal().fill_(1.0)
         return hessian
     factor = 1.0 if tokens is None else max(1.0, _AMPLE_TOKENS * len(gram) / float(tokens))
+    if relative_damping:
+        hessian.diagonal().mul_(1.0 + relative_damping)
     hessian.diagonal().add_(factor * damping * mean)
     return hessian
 

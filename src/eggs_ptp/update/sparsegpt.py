@@ -25,14 +25,15 @@ def sparsegpt(
     *,
     block_size: Annotated[int, Field(ge=1)] = 128,
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01,
+    relative_damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
     original: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Prune column by column, each time correcting the columns that follow.
 
-    With H = gram + damping * mean(diag gram) * I and H^-1 = U^T U (U upper), for every column j from left to right:
-    e = W_:j / U_jj where j is pruned, else 0; W_:k -= e U_jk for all k >= j. Without a mask the weights of lowest
-    W_ij^2 / U_jj^2, with the updated W, are pruned: of every M columns when the sweep gets to them or, unstructured, of
-    every `block_size` columns, all rows together.
+    With H = gram + damping * mean(diag gram) * I + relative_damping * diag gram and H^-1 = U^T U (U upper), for every
+    column j from left to right: e = W_:j / U_jj where j is pruned, else 0; W_:k -= e U_jk for all k >= j. Without a
+    mask the weights of lowest W_ij^2 / U_jj^2, with the updated W, are pruned: of every M columns when the sweep gets
+    to them or, unstructured, of every `block_size` columns, all rows together.
 
     Channels that are always zero (zero on the diagonal of gram) say nothing about their weights. For an unstructured
     pattern they are pruned among themselves, smallest weights first, to the same sparsity as the others; for N:M they
@@ -46,6 +47,9 @@ def sparsegpt(
         block_size: Columns whose weights are compared with one another when an unstructured mask is chosen, at least 1;
             128 by default. It changes nothing for N:M or for a given mask.
         damping: Share of the mean of gram's diagonal that is added to its diagonal, at least 0; 0.01 by default.
+        relative_damping: Share of each entry of gram's diagonal that is added to it, at least 0; 0 by default. Where
+            few channels have most of the energy, as in language models, it keeps the weights of all others from
+            fitting the calibration text; 0.1 was best on SmolLM2-135M.
         original: Treat channels that are always zero and the count per block as the public code does (see Differs);
             off by default.
 
@@ -72,7 +76,7 @@ def sparsegpt(
     dead = gram.diagonal() == 0
     if original:
         dense[dead] = 0.0
-    sweep = _Sweep(dense, upper_factor(gram.to(dtype), damping), mask, dead)
+    sweep = _Sweep(dense, upper_factor(gram.to(dtype), damping, relative_damping), mask, dead)
     if mask is not None:
         sweep.halve(0, len(dense), _COLUMNS_PER_STEP, sweep.prune_columns)
     elif isinstance(pattern, Pattern):

@@ -11,7 +11,15 @@ from eggs_ptp.core.stats import STATISTICS
 from eggs_ptp.engine.planning.plan import MatrixPlan, Plan, matrices_by_activation, permutation_stride
 
 # Operations over rows * columns^2 of a matrix, measured with SmolLM2-135M; a step that is not here counts as `_OTHER`.
-_UPDATE_COSTS: Final = {"sparsegpt": 8.0, "gptq": 8.0, "reselect": 40.0, "connect": 50.0, "pcg": 40.0, "alps": 200.0}
+_UPDATE_COSTS: Final = {
+    "sparsegpt": 8.0,
+    "gptq": 8.0,
+    "group_descent": 12.0,
+    "reselect": 40.0,
+    "connect": 50.0,
+    "pcg": 40.0,
+    "alps": 200.0,
+}
 _OTHER: Final = 20.0
 _FACTORS: Final = 8.0  # operations over columns^3 for the factors of a Gram matrix
 _PASS_OVERHEAD: Final = 1.3  # of a forward pass over its matrix products: attention, norms, copies
