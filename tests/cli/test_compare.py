@@ -71,9 +71,33 @@ def test_as_markdown_and_as_csv(compare):
     assert markdown[:2] == ["| method | 0.5 |", "|---|---:|"]
     assert markdown[-1].startswith("- eggs at 0.5: ")
     rows = list(csv.reader(io.StringIO(compare(*command, "--format", "csv").out)))
-    assert rows[0] == ["method", "column", "perplexity", "sd", "seeds", "difference", "remark"]
+    paired = ["ratio_to_best", "ratio_low", "ratio_high", "processor_seconds", "peak_memory_bytes"]
+    assert rows[0] == ["method", "column", "perplexity", "sd", "seeds", "difference", *paired, "remark"]
     assert [row[0] for row in rows] == ["method", "dense", "magnitude", "eggs"]
-    assert {len(row) for row in rows} == {7}
+    assert {len(row) for row in rows} == {12}
+
+
+def test_csv_and_markdown_have_the_paired_ratio_to_the_best(compare):
+    command = ("--methods", "magnitude,wanda", "--patterns", "2:4", "--seeds", 1)
+    first, *rows = csv.reader(io.StringIO(compare(*command, "--format", "csv").out))
+    cells = {row[0]: dict(zip(first, row, strict=True)) for row in rows}
+    best, other = sorted(("magnitude", "wanda"), key=lambda name: float(cells[name]["perplexity"]))
+    ratio, low, high = (float(cells[other][key]) for key in ("ratio_to_best", "ratio_low", "ratio_high"))
+    assert ratio == pytest.approx(float(cells[other]["perplexity"]) / float(cells[best]["perplexity"]), rel=1e-4)
+    assert low < ratio < high
+    assert cells[best]["ratio_to_best"] == ""
+    table = compare(*command, "--format", "markdown").out.splitlines()
+    (line,) = (line for line in table if line.startswith(f"| {other} | 2:4 |"))
+    assert f"({low:.2f}-{high:.2f})" in line
+
+
+def test_a_report_of_the_folder_has_the_paired_ratio_to_the_best(compare, eggs, tmp_path):
+    command = ("--methods", "magnitude,wanda", "--patterns", "2:4", "--seeds", 1, "-o", tmp_path / "records")
+    (cell,) = (cell for cell in compare(*command, "--json").json["table"] if cell["ratio_to_best"])
+    assert eggs("report", tmp_path / "records", "-o", tmp_path / "r.html", "--markdown", tmp_path / "r.md").code == 0
+    ratio = cell["ratio_to_best"]
+    (line,) = (line for line in (tmp_path / "r.md").read_text().splitlines() if f"| {cell['row'][0]} | 2:4 |" in line)
+    assert f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" in line
 
 
 def test_a_file_describes_the_whole_comparison(compare, tmp_path, tiny):

@@ -48,6 +48,11 @@ def test_markdown_is_a_table_with_remarks():
         "| wanda | row | 14.00 ± 2.65 (+4.00) | 20.12 (+10.12) |",
         "| a\\|b | - | - | failed |",
         "",
+        "| method | column | perplexity | × dense | × best (95 %) | CPU s | MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+        "| wanda row | 0.5 | 14.00 | 1.40 | best | - | - |",
+        "| wanda row | 2:4 | 20.12 | 2.0 | best | - | - |",
+        "",
         "- a|b - at 0.5: is not defined",
         "- a|b - at 2:4, seed 0 failed: why",
     ]
@@ -67,6 +72,11 @@ def test_csv_has_a_line_a_cell():
         "sd": "2.64575",
         "seeds": "3",
         "difference": "4",
+        "ratio_to_best": "",  # it is the best
+        "ratio_low": "",
+        "ratio_high": "",
+        "processor_seconds": "",
+        "peak_memory_bytes": "",
         "remark": "",
     }
     assert (rows[2]["sd"], rows[3]["perplexity"], rows[3]["seeds"]) == ("", "", "0")

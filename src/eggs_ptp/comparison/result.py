@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eggs_ptp.comparison.grid import CellKey, Labels
-from eggs_ptp.comparison.paired import paired_ratio
 from eggs_ptp.evaluation.begin_rule import describe_begin
 from eggs_ptp.evaluation.estimate import Difference
+from eggs_ptp.evaluation.paired import paired_ratio
 from eggs_ptp.evaluation.verdict import little_text
 
 

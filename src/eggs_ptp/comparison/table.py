@@ -21,6 +21,7 @@ def text_rows(comparison: Comparison) -> list[list[str]]:
     return [dense_row, *rows]
 
 
+_CSV_DETAILS = ("ratio_to_best", "ratio_low", "ratio_high", "processor_seconds", "peak_memory_bytes")
 DETAIL_HEADS = (">perplexity", ">× dense", ">× best (95 %)", ">CPU s", ">MB")
 
 
@@ -61,22 +62,31 @@ def _ratio_to_best(comparison: Comparison, labels: Labels, column: str) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return a Markdown table with its title above it, and remarks and how windows begin below it."""
+    """Return the table in Markdown with its title, that of `detail_rows`, remarks and how windows begin."""
     heads = [*comparison.heads, *comparison.columns]
     rule = "|" + "---|" * len(comparison.heads) + "---:|" * len(comparison.columns)
     table = [_markdown_row(heads), rule, *(_markdown_row(row) for row in text_rows(comparison))]
+    detail_heads = ["method", "column", *(head.removeprefix(">") for head in DETAIL_HEADS)]
+    rule = "|---|---|" + "---:|" * len(DETAIL_HEADS)
+    details = [_markdown_row(detail_heads), rule, *(_markdown_row(row) for row in detail_rows(comparison))]
     remarks = [f"- {remark}" for remark in (*comparison.remarks, comparison.begin) if remark]
-    parts = [comparison.title, "\n".join(table), "\n".join(remarks)]
+    parts = [comparison.title, "\n".join(table), "\n".join(details) if len(details) > 2 else "", "\n".join(remarks)]
     return "\n\n".join(part for part in parts if part)
 
 
 def comma_separated(comparison: Comparison) -> str:
-    """Return CSV, one line per cell: labels, column, mean, standard deviation, seeds, difference to dense, remark."""
+    """Return CSV, one line per cell.
+
+    Labels, column, mean, standard deviation, seeds, difference to dense, paired ratio to the best of the column with
+    its 95 % interval, processor seconds, bytes of memory, remark.
+    """
     out = io.StringIO()
     csv_out = csv.writer(out, lineterminator="\n")
-    csv_out.writerow([*comparison.heads, "column", "perplexity", "sd", "seeds", "difference", "remark"])
+    csv_out.writerow([*comparison.heads, "column", "perplexity", "sd", "seeds", "difference", *_CSV_DETAILS, "remark"])
     dashes = ["-"] * (len(comparison.heads) - 1)
-    csv_out.writerow(["dense", *dashes, "", f"{comparison.dense['perplexity']:.6g}", "", "", "0", ""])
+    csv_out.writerow(
+        ["dense", *dashes, "", f"{comparison.dense['perplexity']:.6g}", "", "", "0", *[""] * len(_CSV_DETAILS), ""]
+    )
     for labels in comparison.rows:
         for column in comparison.columns:
             summary = comparison.summary(labels, column)
@@ -84,8 +94,17 @@ def comma_separated(comparison: Comparison) -> str:
             if summary:
                 deviation = "" if summary.deviation is None else f"{summary.deviation:.6g}"
                 numbers = [f"{summary.mean:.6g}", deviation, str(summary.seeds), f"{summary.difference:.6g}"]
-            csv_out.writerow([*labels, column, *numbers, comparison.remark(labels, column)])
+            details = _csv_details(comparison, labels, column)
+            csv_out.writerow([*labels, column, *numbers, *details, comparison.remark(labels, column)])
     return out.getvalue().rstrip("\n")
+
+
+def _csv_details(comparison: Comparison, labels: Labels, column: str) -> list[str]:
+    """Return the cells of `_CSV_DETAILS`; those of the best row have no ratio."""
+    ratio = comparison.ratio_to_best(labels, column)
+    numbers = [None] * 3 if ratio is None else [ratio.value, ratio.low, ratio.high]
+    numbers += [comparison.cost(labels, column, key) for key in ("processor_seconds", "peak_memory_bytes")]
+    return ["" if number is None else f"{number:.6g}" for number in numbers]
 
 
 def _cell(comparison: Comparison, labels: tuple[str, ...], column: str) -> str:

@@ -79,8 +79,8 @@ def read_comparison(record: Record) -> ComparisonRecord | None:
     dense = number(data["dense"] or {}, "perplexity")
     dots: dict[str, list[plots.Dot]] = {}
     heads = [*data["heads"], "column", ">perplexity", ">seeds", ">difference to dense"]
-    heads += [">× dense", ">processor time", ">memory", "remark"]
-    rows = [["dense", *[""] * (len(data["heads"]) - 1), "", format_number(dense), "", "", "", "", "", ""]]
+    heads += [">× dense", ">× best (95 % interval)", ">processor time", ">memory", "remark"]
+    rows = [["dense", *[""] * (len(data["heads"]) - 1), "", format_number(dense), *[""] * 7]]
     for cell in data["table"]:
         mean = number(cell, "perplexity")
         deviation = number(cell, "sd")
@@ -92,7 +92,8 @@ def read_comparison(record: Record) -> ComparisonRecord | None:
         ratio = format_ratio(mean / dense) if mean is not None and dense else ""
         seconds, memory = number(cell, "processor_seconds"), number(cell, "peak_memory_bytes")
         costs = ["" if seconds is None else f"{seconds:.1f} s", "" if memory is None else format_bytes(memory)]
-        rows.append([*cell["row"], str(cell["column"]), *numbers, ratio, *costs, str(cell["remark"])])
+        to_best = _paired_text(cell.get("ratio_to_best"))
+        rows.append([*cell["row"], str(cell["column"]), *numbers, ratio, to_best, *costs, str(cell["remark"])])
     used = [index for index in range(len(heads)) if any(row[index] for row in rows)]
     title = data.get("title") or "eggs compare"
     table = Table(
@@ -101,6 +102,15 @@ def read_comparison(record: Record) -> ComparisonRecord | None:
         [[row[index] for index in used] for row in rows],
     )
     return ComparisonRecord(dots, dense, table)
+
+
+def _paired_text(ratio: Mapping[str, float | None] | None) -> str:
+    """Return a paired ratio with its interval as text; empty where there is none."""
+    if not ratio or ratio.get("value") is None:
+        return ""
+    value, low, high = (ratio.get(key) for key in ("value", "low", "high"))
+    interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    return f"{value:.2f}{interval}"
 
 
 def text_section(group: ModelGroup) -> Section:

@@ -7,6 +7,7 @@ from typing import Any
 
 from eggs_ptp.checkpoint.staging import MANIFEST
 from eggs_ptp.errors import CheckpointError
+from eggs_ptp.evaluation.paired import paired_ratio
 from eggs_ptp.report.record_files import Kind, Record, read_record
 
 _UNNAMED = "a model that the records do not name"
@@ -46,7 +47,10 @@ def _comparison(model: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]
         if "recipe" in record:
             row = " ".join(record.get("row") or [str(record["method"])])
             cells.setdefault((row, str(record.get("column") or record["pattern"])), []).append(record)
-    table = [_cell(row, column, members, dense) for (row, column), members in cells.items()]
+    best: dict[str, list[dict[str, Any]]] = {}
+    for (_, column), members in sorted(cells.items(), key=lambda cell: _mean(cell[1], "perplexity") or 0.0):
+        best.setdefault(column, members)
+    table = [_cell(row, column, members, dense, best[column]) for (row, column), members in cells.items()]
     table.sort(key=lambda cell: (cell["column"], cell["perplexity"]))
     return {
         "model": model,
@@ -59,7 +63,14 @@ def _comparison(model: str, records: Sequence[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _cell(row: str, column: str, records: Sequence[dict[str, Any]], dense: dict[str, Any] | None) -> dict[str, Any]:
+def _cell(
+    row: str,
+    column: str,
+    records: Sequence[dict[str, Any]],
+    dense: dict[str, Any] | None,
+    best: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    ratio = None if records is best else paired_ratio(records, best)
     values = [float(record["perplexity"]) for record in records]
     mean = statistics.mean(values)
     return {
@@ -69,6 +80,7 @@ def _cell(row: str, column: str, records: Sequence[dict[str, Any]], dense: dict[
         "sd": statistics.stdev(values) if len(values) > 1 else None,
         "seeds": len(values),
         "difference": mean - float(dense["perplexity"]) if dense else None,
+        "ratio_to_best": ratio and {"value": ratio.value, "low": ratio.low, "high": ratio.high},
         "processor_seconds": _mean(records, "processor_seconds"),
         "peak_memory_bytes": _mean(records, "peak_memory_bytes"),
         "remark": "",

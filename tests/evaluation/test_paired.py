@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from eggs_ptp.comparison.paired import paired_ratio
 from eggs_ptp.comparison.result import Comparison
 from eggs_ptp.comparison.table import detail_rows
 from eggs_ptp.evaluation.estimate import difference
+from eggs_ptp.evaluation.paired import paired_ratio
 
 TARGETS = [10, 10, 10]
 
