@@ -91,6 +91,13 @@ def test_csv_and_markdown_have_the_paired_ratio_to_the_best(compare):
     assert f"({low:.2f}-{high:.2f})" in line
 
 
+def test_a_pattern_that_fits_no_matrix_is_refused_before_anything_is_evaluated(compare, monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "evaluate", lambda *_, **__: pytest.fail("a model was evaluated"))
+    command = ("--methods", "wanda,magnitude", "--patterns", "2:7", "--seeds", 1)
+    assert "cannot be cut into groups of 7" in compare(*command).error
+    assert "longer than the model's context" in compare("--methods", "wanda", "--seqlen", 100_000).error
+
+
 def test_a_report_of_the_folder_has_the_paired_ratio_to_the_best(compare, eggs, tmp_path):
     command = ("--methods", "magnitude,wanda", "--patterns", "2:4", "--seeds", 1, "-o", tmp_path / "records")
     (cell,) = (cell for cell in compare(*command, "--json").json["table"] if cell["ratio_to_best"])

@@ -225,14 +225,23 @@ class _CellRunner:
         return read_finished_run(path) if path else None
 
     def estimate_pruning(self, cells: Sequence[Cell]) -> float:
-        """Return the seconds that pruning by cells takes by their plans; 0 for a cell that cannot be planned."""
+        """Return the seconds that pruning by cells takes by their plans; 0 for a cell that cannot be planned.
+
+        Raises:
+            EggsError: No cell can be planned, so that there is nothing to compare.
+        """
         seconds: dict[CellKey, float] = {}
+        faults: dict[CellKey, EggsError] = {}
         for cell in cells:
             if cell.key not in seconds:
                 try:
                     seconds[cell.key] = api.plan(self._model, cell.recipe, **self._placement).seconds
-                except EggsError:  # becomes a remark when the cell is run
+                except EggsError as error:  # becomes a remark when the cell is run
                     seconds[cell.key] = 0.0
+                    faults[cell.key] = error
+        if seconds.keys() == faults.keys():
+            for fault in faults.values():
+                raise fault
         return sum(seconds[cell.key] for cell in cells)
 
     def _record_path(self, cell: Cell | None) -> Path | None:
